@@ -1,0 +1,214 @@
+"""The command line: help that teaches, errors on one line, and the whole line in four commands."""
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from synseg_kit import cli
+
+COMMANDS = ('generate', 'train', 'evaluate', 'render', 'run', 'results')
+
+
+def synseg(*arguments, folder=None):
+    """Run the command line in a process of its own."""
+    command = [sys.executable, '-c', 'import sys; from synseg_kit.cli import main; sys.exit(main())', *map(str, arguments)]
+    environment = {**os.environ, 'COLUMNS': '80', 'HF_HUB_OFFLINE': '1'}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
+
+
+def error_line(capsys, *arguments):
+    """Run the command line in this process; return its one line of complaint."""
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    said = capsys.readouterr()
+    assert status == 2 and said.out == '' and said.err.count('\n') == 1 and said.err.endswith('\n'), said
+    assert said.err.startswith('synseg') and 'Traceback' not in said.err
+    return said.err
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_of_each_command_has_examples(capsys, command):
+    with pytest.raises(SystemExit) as stop: cli.main([command, '--help'])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0 and f'synseg {command}' in said and 'examples:' in said
+    assert max(map(len, said.splitlines())) <= 120
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_examples_in_the_help_are_commands_that_parse(capsys, command):
+    with pytest.raises(SystemExit): cli.main([command, '--help'])
+    text = re.sub(r'\s*\\\n\s*', ' ', capsys.readouterr().out.partition('examples:')[2])
+    examples = [line.split('   ')[0].split(' > ')[0] for line in text.splitlines() if line.startswith('  synseg ')]
+    assert examples
+    for example in examples:
+        options = [word for word in example.split() if word.startswith('-')]
+        parsed = cli.build_parser().parse_args(example.split()[1:])
+        assert callable(parsed.command), options
+
+
+def test_help_answers_within_a_second():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = synseg('--help')
+        times.append(time.perf_counter() - start)
+    assert done.returncode == 0 and all(command in done.stdout for command in COMMANDS)
+    assert min(times) < 1, times
+
+
+def test_help_imports_nothing_heavy():
+    code = ('import sys, synseg_kit.cli as c; c.build_parser().format_help(); '
+            'sys.exit(bool({"torch", "numpy", "diffusers", "papermill"} & set(sys.modules)))')
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit): cli.main(['--version'])
+    assert re.fullmatch(r'synseg_kit \d+\.\d+\.\d+\n', capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(('arguments', 'says'), [
+    ((), 'the following arguments are required: COMMAND'),
+    (('gnerate',), "invalid choice: 'gnerate'"),
+    (('generate',), 'the following arguments are required: --out'),
+    (('generate', '--out', 'x', '--objects', '3-1'), "'3-1' is neither a number nor a range"),
+    (('generate', '--out', 'x', '--count', '0'), "'0' is not a whole number from 1 on"),
+    (('generate', '--out', 'x', '--classes', 'vok'), "unknown class set 'vok'"),
+    (('generate', '--out', 'x', '--classes', 'voc'), 'name one with --model'),
+    (('generate', '--out', 'x', '--prompts', 'missing.txt'), 'there is no file missing.txt'),
+    (('generate', '--out', 'x', '--model', './missing'), 'missing'),
+    (('train', '--out', 'x', '--data', 'missing'), 'missing'),
+    (('evaluate', '--model', 'missing', '--data', 'missing'), 'missing is not a saved segmenter'),
+    (('evaluate', '--model', 'm', '--data', 'd', '--protocol', 'coco'), "invalid choice: 'coco'"),
+    (('render', '--out', 'x', '--layout', 'imagenet-s', '--look', 'streets'), 'imagenet-s shows objects'),
+    (('run', 'missing.ipynb'), 'there is no notebook missing.ipynb'),
+    (('run', 'quikstart'), 'did you mean quickstart?'),
+    (('run', 'quickstart', '-p', 'seed'), "'seed' is not of the form name=value"),
+    (('results', '--folder', 'missing'), 'there is no folder missing'),
+])
+def test_errors_are_one_line_and_write_nothing(capsys, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in error_line(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_come_from_a_process_as_from_a_call(tmp_path):
+    done = synseg('generate', '--out', 'x', '--prompts', 'missing.txt', folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, '', 'synseg: error: there is no file missing.txt\n')
+
+
+def test_debug_shows_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError): cli.main(['generate', '--out', 'x', '--prompts', 'missing.txt', '--debug'])
+
+
+def test_an_error_nobody_foresaw_is_named(capsys, monkeypatch):
+    def broken(arguments): raise KeyError('x')
+    monkeypatch.setattr(cli, 'results', broken)
+    assert "KeyError: 'x' (--debug shows where)" in error_line(capsys, 'results')
+
+
+def test_an_interrupted_command_says_so(capsys, monkeypatch):
+    def interrupted(arguments): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, 'results', interrupted)
+    assert cli.main(['results']) == 130 and 'interrupted' in capsys.readouterr().err
+
+
+def test_a_caption_file_without_classes_is_refused(capsys, tmp_path):
+    (tmp_path / 'captions.txt').write_text('Heavy rain at night.\n')
+    assert 'names a class of toy' in error_line(capsys, 'generate', '--out', tmp_path / 'x', '--prompts', tmp_path / 'captions.txt')
+    assert not (tmp_path / 'x').exists()
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A run notebook that adds two numbers."""
+    path = tmp_path / 'add.ipynb'
+    work = f"""from synseg_kit.runs import parameters_of, write_result
+write_result(out, parameters_of({str(path)!r}, globals()), {{'total': a + b}}, 0, 0.1)"""
+    cells = [nbformat.v4.new_code_cell("out: str = 'out'\na: int = 1  # the first\nb: float = 2.0  # the second", metadata={'tags': ['parameters']}),
+             nbformat.v4.new_code_cell('SETS = dict(small=dict(a=10))', metadata={'tags': ['sets']}), nbformat.v4.new_code_cell(work)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def test_run_takes_the_small_set_and_changes(job, tmp_path, capsys):
+    assert cli.main(['run', str(job), '-p', 'b=0.5', '--out', str(tmp_path / 'out')]) == 0
+    assert 'add (small) took' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'out/result.json').read_text())['metrics'] == {'total': 10.5}
+
+
+def test_run_lists_what_a_notebook_takes(job, capsys):
+    assert cli.main(['run', str(job), '--help-notebook']) == 0
+    assert capsys.readouterr().out.splitlines() == ['parameter  type   smoke  small  meaning', 'a          int    1      10     the first',
+                                                    'b          float  2.0    2.0    the second']
+
+
+def test_run_refuses_parameters_before_anything_runs(job, capsys, tmp_path):
+    for change, says in (('c=1', "has no parameter 'c'"), ('a=x', "parameter a is int, got 'x'")):
+        assert says in error_line(capsys, 'run', job, '-p', change, '--out', tmp_path / 'out')
+    assert "has no set 'huge': it has smoke, small" in error_line(capsys, 'run', job, '--set', 'huge', '--out', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_run_without_a_name_lists_what_is_shipped(capsys):
+    assert cli.main(['run']) == 0
+    assert 'quickstart' in capsys.readouterr().out
+
+
+def test_results_lists_and_finds_the_stale(tmp_path, capsys):
+    from synseg_kit.runs import source_hash, write_bench
+    write_bench('fresh', [{'miou': 0.5}], ['cli'], tmp_path)
+    path = write_bench('old', [{'miou': 0.25}], ['cli'], tmp_path)
+    path.write_text(path.read_text().replace(source_hash(['cli']), '0' * 64))
+    assert cli.main(['results', '--stale', '--folder', str(tmp_path)]) == 0
+    assert capsys.readouterr().out == 'old\n'
+    assert cli.main(['results', '--folder', str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and 'miou 0.500' in lines[1] and 'stale' in lines[2]
+
+
+@pytest.fixture(scope='module')
+def line(tmp_path_factory):
+    """The whole line at its smallest: a dataset, a segmenter, real images."""
+    folder = tmp_path_factory.mktemp('line')
+    status = [cli.main(['generate', '--out', str(folder / 'data'), '--count', '4', '--block-size', '2', '--steps', '2', '--device', 'cpu']),
+              cli.main(['train', '--data', str(folder / 'data'), '--out', str(folder / 'segmenter'), '--encoder', 'resnet18', '--steps', '2',
+                        '--batch-size', '2', '--crop', '64', '--device', 'cpu']),
+              cli.main(['render', '--out', str(folder / 'real'), '--count', '3'])]
+    assert status == [0, 0, 0]
+    return folder
+
+
+def test_the_line_leaves_what_it_says(line):
+    assert len(list((line / 'data/JPEGImages').iterdir())) == 4
+    assert (line / 'segmenter/model.safetensors').is_file() and (line / 'segmenter/segmenter.json').is_file()
+    assert len(list((line / 'real/SegmentationClass').iterdir())) == 3
+
+
+def test_the_line_ends_in_a_score(line, capsys):
+    arguments = ['evaluate', '--model', str(line / 'segmenter'), '--data', str(line / 'real'), '--split', 'train', '--device', 'cpu']
+    assert cli.main(arguments) == 0
+    assert re.search(r'^mIoU +0\.\d{3}$', capsys.readouterr().out, re.M)
+    assert cli.main([*arguments, '--json']) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures['images'] == 3 and 0 <= figures['miou'] <= 1 and figures['protocol'] == 'voc'
+
+
+def test_another_dataset_in_the_folder_is_refused(line, capsys):
+    before = {path: path.read_bytes() for path in (line / 'data').rglob('*') if path.is_file()}
+    error_line(capsys, 'generate', '--out', line / 'data', '--count', '4', '--block-size', '2', '--steps', '3', '--device', 'cpu')
+    assert before == {path: path.read_bytes() for path in (line / 'data').rglob('*') if path.is_file()}
+
+
+def test_streets_are_read_as_cityscapes(line, tmp_path, capsys):
+    assert cli.main(['render', '--look', 'streets', '--layout', 'cityscapes', '--count', '2', '--out', str(tmp_path / 'city')]) == 0
+    assert any(Path(tmp_path / 'city').rglob('*_labelIds.png'))

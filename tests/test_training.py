@@ -1,0 +1,338 @@
+"""Training: the same weights whatever happens on the way, and a segmenter that takes images as they come."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from synseg_kit.classes import ClassSet
+from synseg_kit.datasets import NO_AUGMENTATION, Augmentation, Example
+from synseg_kit.training import (CHECKPOINT, IGNORE, Segmenter, SegmenterSettings, adamw, build_segmenter, cross_entropy, follow, learning_rate_at, load_batches,
+                                 load_segmenter, normalise, train, training_state, weighted_cross_entropy)
+
+SHAPES = ClassSet('shapes', ('square', 'stripe'))
+SMALL = SegmenterSettings(encoder='tu-mobilenetv3_small_050', decoder_channels=(32, 24, 16, 12, 8), augmentation=Augmentation(crop=32, hue=0., blur=0.), steps=14, batch_size=4,
+                          checkpoint_every=5)
+
+
+def examples(count=6, size=32):
+    """Make squares and stripes on noise."""
+    rng, made = np.random.default_rng(0), []
+    for number in range(count):
+        image, labels = rng.integers(90, size=(size, size, 3), dtype=np.uint8), np.zeros((size, size), np.uint8)
+        row, column = rng.integers(size // 2, size=2)
+        labels[row:row + size // 3, column:column + size // 3] = 1
+        labels[-4:] = 2
+        image[labels == 1] += np.uint8([150, 0, 0])
+        image[labels == 2] += np.uint8([0, 0, 150])
+        made.append(Example(Image.fromarray(image), labels, np.full((size, size), .5, np.float32), f'{number}'))
+    return made
+
+
+def weights(segmenter): return segmenter.network.state_dict()
+
+
+def assert_same(a, b):
+    """Compare two state dictionaries bit for bit."""
+    assert a.keys() == b.keys()
+    for name in a: assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture(scope='module')
+def unbroken():
+    """Train once without a break."""
+    return train(examples(), SHAPES, SMALL, progress=False)
+
+
+class Stopped(Exception):
+    """Raised in the middle of a training."""
+
+
+def stop(entry):
+    if entry['step'] >= 12: raise Stopped
+
+
+# ---------- the same weights, whatever happens
+
+def test_one_seed_gives_one_training(unbroken):
+    assert_same(weights(unbroken), weights(train(examples(), SHAPES, SMALL, progress=False)))
+    other = weights(train(examples(), SHAPES, replace(SMALL, seed=1, steps=2), progress=False))
+    assert not torch.equal(other['segmentation_head.0.weight'], weights(unbroken)['segmentation_head.0.weight'])
+
+
+@pytest.mark.parametrize('changes', [{}, {'channels_last': False}, {'ema_decay': 0.}, {'precision': 'fp32', 'schedule': 'cosine'}], ids=str)
+def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, changes):
+    settings = replace(SMALL, **changes)
+    whole = train(examples(), SHAPES, settings, progress=False)
+    with pytest.raises(Stopped): train(examples(), SHAPES, replace(settings, checkpoint_every=6), tmp_path, log=stop, progress=False)
+    assert not (tmp_path / 'segmenter.json').exists()
+    resumed = train(examples(), SHAPES, settings, tmp_path, progress=False)
+    assert_same(weights(whole), weights(resumed))
+    if settings.ema_decay: assert_same(whole.raw.state_dict(), resumed.raw.state_dict())
+
+
+SCRIPT = '''
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from test_training import SHAPES, SMALL, examples
+from synseg_kit.training import train
+train(examples(), SHAPES, SMALL, sys.argv[2], progress=False)
+'''
+
+
+def test_a_killed_training_goes_on(tmp_path):
+    def start(folder): return subprocess.Popen([sys.executable, '-c', SCRIPT, str(Path(__file__).parent), str(folder)])
+    process = start(tmp_path / 'killed')
+    while not (tmp_path / 'killed' / CHECKPOINT).exists():
+        assert process.poll() is None, 'the training ended before it could be killed'
+        time.sleep(.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    whole = start(tmp_path / 'whole')
+    assert start(tmp_path / 'killed').wait() == 0 and whole.wait() == 0
+    assert (tmp_path / 'killed/model.safetensors').read_bytes() == (tmp_path / 'whole/model.safetensors').read_bytes()
+    assert sorted(os.listdir(tmp_path / 'killed')) == [CHECKPOINT, 'model.safetensors', 'segmenter.json']
+
+
+def test_how_samples_are_loaded_changes_nothing(unbroken):
+    assert_same(weights(unbroken), weights(train(examples(), SHAPES, replace(SMALL, cache_gb=0., num_workers=2), progress=False)))
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path, unbroken):
+    first = train(examples(), SHAPES, SMALL, tmp_path, progress=False)
+    steps = []
+    again = train(examples(), SHAPES, SMALL, tmp_path, log=steps.append, progress=False)
+    assert steps == []
+    assert_same(weights(first), weights(again))
+
+
+def test_another_training_in_the_folder_is_refused(tmp_path):
+    short = replace(SMALL, steps=2)
+    train(examples(), SHAPES, short, tmp_path, progress=False)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(FileExistsError, match='steps is 2 there, 3 here'): train(examples(), SHAPES, replace(short, steps=3), tmp_path, progress=False)
+    with pytest.raises(FileExistsError, match='examples is 6 there, 5 here'): train(examples(5), SHAPES, short, tmp_path, progress=False)
+    with pytest.raises(FileExistsError, match='weighted_cross_entropy'): train(examples(), SHAPES, short, tmp_path, loss=weighted_cross_entropy, progress=False)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    train(examples(), SHAPES, replace(short, steps=3), tmp_path, resume=False, progress=False)
+
+
+def test_the_callers_random_numbers_stay(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(examples(), SHAPES, replace(SMALL, steps=1), progress=False)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def _train_in_parallel(rank, folder):
+    """Train as one of two processes."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+    segmenter = train(examples(), SHAPES, replace(SMALL, steps=4), f'{folder}/out', progress=False)
+    save_file(weights(segmenter), f'{folder}/rank{rank}.safetensors')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_a_training(tmp_path):
+    torch.multiprocessing.spawn(_train_in_parallel, (str(tmp_path),), 2)
+    first, second = (load_file(tmp_path / f'rank{rank}.safetensors') for rank in (0, 1))
+    for name in first:
+        if 'running' not in name: assert torch.equal(first[name], second[name]), name  # batch statistics are each process's own
+    assert load_segmenter(tmp_path / 'out').class_set == SHAPES
+
+
+# ---------- it learns
+
+def test_it_learns(unbroken):
+    history = []
+    settings = replace(SMALL, steps=60, learning_rate=5e-3, augmentation=replace(NO_AUGMENTATION, crop=32))
+    segmenter = train(examples(), SHAPES, settings, log=history.append, progress=False)
+    assert [entry['step'] for entry in history] == [5 * n for n in range(1, 13)]
+    assert history[-1]['loss'] < .3 * history[0]['loss']
+    right = [np.mean(labels == example.labels) for labels, example in zip(segmenter.predict([e.image for e in examples()]), examples())]
+    assert np.mean(right) > .9
+
+
+def test_a_loss_of_ones_own_sees_reliability():
+    seen = []
+    def loss(logits, labels, reliability):
+        seen.append((logits.dtype, labels.dtype, sorted(set(reliability.unique().tolist()))))
+        return cross_entropy(logits, labels)
+    train(examples(), SHAPES, replace(SMALL, steps=1), loss=loss, progress=False)
+    assert seen[0][:2] == (torch.float32, torch.int64)
+    assert set(seen[0][2]) <= {0, .5}  # what the crop adds is not to be trusted
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
+    with pytest.raises(FloatingPointError, match='lower learning_rate'):
+        train(examples(), SHAPES, replace(SMALL, checkpoint_every=1), tmp_path, loss=lambda logits, labels, reliability: logits.sum() * float('nan'), progress=False)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_labels_are_checked():
+    wrong = examples()
+    wrong[3].labels[0, 0] = 9
+    with pytest.raises(ValueError, match='3: unknown id 9'): train(wrong, SHAPES, SMALL, progress=False)
+    with pytest.raises(ValueError, match='is empty'): train([], SHAPES, SMALL, progress=False)
+
+
+# ---------- parts
+
+def test_the_loss_is_torchs_own():
+    logits, labels = torch.randn(2, 5, 8, 9), torch.randint(5, (2, 8, 9))
+    labels[0, :3] = IGNORE
+    torch.testing.assert_close(cross_entropy(logits, labels), F.cross_entropy(logits, labels))
+    ones = torch.ones(2, 8, 9)
+    torch.testing.assert_close(weighted_cross_entropy(logits, labels, ones), F.cross_entropy(logits, labels))
+    half = ones.clone()
+    half[1] = 0  # the second image is not believed
+    torch.testing.assert_close(weighted_cross_entropy(logits, labels, half), F.cross_entropy(logits[:1], labels[:1]))
+
+
+def test_a_batch_of_void_alone_has_no_gradient():
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    for loss in (cross_entropy, weighted_cross_entropy):
+        value = loss(logits, torch.full((1, 4, 4), IGNORE), torch.ones(1, 4, 4))
+        assert value == 0
+        value.backward()
+    assert logits.grad.eq(0).all()
+
+
+def test_the_learning_rate_rises_and_falls():
+    for schedule in ('poly', 'cosine'):
+        rates = [learning_rate_at(step, SegmenterSettings(steps=200, schedule=schedule, warmup=.1)) for step in range(200)]
+        top = int(np.argmax(rates))
+        assert top == 20 and rates[top] == SegmenterSettings().learning_rate
+        assert all(np.diff(rates[:top]) > 0) and all(np.diff(rates[top:]) < 0) and min(rates) > 0
+
+
+def test_the_average_is_the_sum_written_out():
+    network, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    expected = average.weight.detach().clone()
+    for step in range(30):
+        network.weight.data.normal_()
+        network.num_batches_tracked += 1
+        follow(average, network, step, .6)
+        past = min(.6, (1 + step) / (10 + step))
+        expected = past * expected + (1 - past) * network.weight.detach()
+    torch.testing.assert_close(average.weight.detach(), expected)
+    assert average.num_batches_tracked == 30
+
+
+def test_the_state_starts_where_adamw_would(tmp_path):
+    """Making AdamW's state early must not change what it does."""
+    torch.manual_seed(0)
+    ours, plain = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(3, 4, 3)
+    plain.load_state_dict(ours.state_dict())
+    optimisers = adamw(ours, SMALL), torch.optim.AdamW(plain.parameters(), SMALL.learning_rate, weight_decay=SMALL.weight_decay)
+    for step in range(5):
+        x = torch.randn(2, 3, 8, 8)
+        for network, optimiser in zip((ours, plain), optimisers):
+            optimiser.zero_grad()
+            network(x).square().mean().backward()
+            optimiser.step()
+    for a, b in zip(ours.parameters(), plain.parameters()): torch.testing.assert_close(a, b)
+    assert len(training_state(ours, None, optimisers[0])) == 2 + 2 * 3
+
+
+@pytest.mark.parametrize('encoder, architecture', [('resnet18', 'deeplabv3plus'), ('tu-regnetx_002', 'fpn'), ('mit_b0', 'segformer')])
+def test_many_networks_can_be_built(encoder, architecture):
+    network = build_segmenter(SegmenterSettings(architecture=architecture, encoder=encoder), 7).eval()
+    with torch.inference_mode(): assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 7, 64, 64)
+
+
+@pytest.mark.parametrize('name, value, hint', [('architecture', 'unnet', 'deeplabv3plus'), ('steps', 0, 'at least 1'), ('ema_decay', 1., 'below 1'), ('precision', 'fp16', 'bf16'),
+                                               ('warmup', 1., 'below 1'), ('augmentation', Augmentation(crop=70), 'nearest is 64'), ('encoder_depth', 6, '3, 4 or 5')])
+def test_settings_are_checked(name, value, hint):
+    with pytest.raises(ValueError, match=hint): SegmenterSettings(**{name: value})
+
+
+def test_unknown_encoders_are_named():
+    with pytest.raises(ValueError, match='did you mean .*resnet18'): build_segmenter(SegmenterSettings(encoder='resnet-18'), 3)
+
+
+def test_encoder_weights_are_filled_completely_or_not_at_all(tmp_path):
+    source = build_segmenter(replace(SMALL, seed=3), 3).encoder.state_dict()
+    save_file({name.removeprefix('model.'): tensor.contiguous() for name, tensor in source.items()}, tmp_path / 'backbone.safetensors')
+    network = build_segmenter(replace(SMALL, encoder_weights=str(tmp_path / 'backbone.safetensors')), 3)
+    assert_same(network.encoder.state_dict(), source)
+    assert not torch.equal(weights(Segmenter(network, SHAPES, SMALL))['encoder.model.conv_stem.weight'], build_segmenter(SMALL, 3).state_dict()['encoder.model.conv_stem.weight'])
+    save_file({name: tensor.contiguous() for name, tensor in list(source.items())[1:]}, tmp_path / 'backbone.safetensors')
+    with pytest.raises(ValueError, match='1 of .* missing or of another shape'): build_segmenter(replace(SMALL, encoder_weights=str(tmp_path / 'backbone.safetensors')), 3)
+    with pytest.raises(FileNotFoundError, match='no file'): build_segmenter(replace(SMALL, encoder_weights=str(tmp_path / 'none.safetensors')), 3)
+    with pytest.raises(ValueError, match='.safetensors'): build_segmenter(replace(SMALL, encoder_weights='weights.pth'), 3)
+
+
+# ---------- the segmenter
+
+def test_images_come_back_at_their_own_size(unbroken):
+    images = [example.image.resize(size) for example, size in zip(examples(), ((32, 32), (50, 31), (32, 32), (7, 90), (64, 64)))]
+    labels, probabilities = unbroken.predict(images, batch_size=2), unbroken.probabilities(images)
+    for image, label, probability in zip(images, labels, probabilities):
+        assert label.shape == image.size[::-1] and label.dtype == np.uint8
+        assert probability.shape == (3, *label.shape)
+        torch.testing.assert_close(probability.sum(0), torch.ones(label.shape))
+    scaled = unbroken.predict(images[1:2], short_side=64)[0]
+    assert scaled.shape == (31, 50)
+    assert unbroken.predict([]) == []
+
+
+def test_all_kinds_of_images_are_one(unbroken):
+    image = examples()[0].image
+    array = np.array(image)
+    a, b, c = (unbroken.predict([kind])[0] for kind in (image, array, torch.from_numpy(array).permute(2, 0, 1)))
+    assert (a == b).all() and (a == c).all()
+    for wrong in (array.astype(np.float32), array[..., :2], 'a.png'):
+        with pytest.raises(ValueError, match='an image must be'): unbroken.predict([wrong])
+
+
+def test_a_segmenter_survives_its_folder(tmp_path, unbroken):
+    images = [example.image for example in examples()]
+    again = load_segmenter(unbroken.save(tmp_path / 'full'))
+    assert_same(weights(again), weights(unbroken))
+    assert (again.settings, again.class_set) == (SMALL, SHAPES)
+    half = load_segmenter(unbroken.save(tmp_path / 'half', torch.float16))
+    assert (tmp_path / 'half/model.safetensors').stat().st_size < .55 * (tmp_path / 'full/model.safetensors').stat().st_size
+    same = np.mean([(a == b).mean() for a, b in zip(half.predict(images), unbroken.predict(images))])
+    assert same > .99
+    assert next(half.network.parameters()).dtype == torch.float32
+    with pytest.raises(ValueError, match='no other weights'): again.last
+
+
+def test_what_is_no_segmenter_is_refused(tmp_path, unbroken):
+    with pytest.raises(FileNotFoundError, match='has no segmenter.json'): load_segmenter(tmp_path)
+    unbroken.save(tmp_path)
+    about = json.loads((tmp_path / 'segmenter.json').read_text())
+    (tmp_path / 'segmenter.json').write_text(json.dumps({**about, 'format': 2}))
+    with pytest.raises(ValueError, match='has format 2'): load_segmenter(tmp_path)
+    (tmp_path / 'segmenter.json').write_text('not json')
+    with pytest.raises(ValueError): load_segmenter(tmp_path)
+
+
+def test_large_class_sets_need_sixteen_bits():
+    many = ClassSet('many', tuple(f'thing {i}' for i in range(300)), void=1000)
+    assert Segmenter(build_segmenter(SMALL, 301), many, SMALL).predict([examples()[0].image])[0].dtype == np.uint16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_it_learns_on_a_gpu(tmp_path):
+    history = []
+    settings = replace(SMALL, steps=60, learning_rate=5e-3, augmentation=replace(NO_AUGMENTATION, crop=32))
+    segmenter = train(examples(), SHAPES, settings, tmp_path, device='cuda', log=history.append, progress=False)
+    assert history[-1]['loss'] < .3 * history[0]['loss']
+    on_gpu, on_cpu = segmenter.predict([e.image for e in examples()]), load_segmenter(tmp_path).predict([e.image for e in examples()])
+    assert np.mean([(a == b).mean() for a, b in zip(on_gpu, on_cpu)]) > .98
