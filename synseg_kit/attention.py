@@ -638,7 +638,7 @@ def look(pipe: DiffusionPipeline,
         pipe.unet(latents, timestep, **_conditions(pipe, [prompt.text for prompt in prompts], size))
     return trace
 
-# %% ../nbs/04_attention.ipynb #3a0185d4
+# %% ../nbs/04_attention.ipynb #14d94d05
 def load_pipeline(model: str | Path,  # a folder with model_index.json, or a hub name such as 'organisation/name'
                   device: str | torch.device = 'cpu',
                   dtype: torch.dtype = torch.float32,
@@ -647,7 +647,7 @@ def load_pipeline(model: str | Path,  # a folder with model_index.json, or a hub
     folder = Path(model).expanduser()
     if folder.exists(): _check_folder(folder)
     elif not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(model)): raise FileNotFoundError(f'there is no folder {model}, and it is no hub name either (organisation/name)')
-    try: pipe = DiffusionPipeline.from_pretrained(str(folder if folder.exists() else model), torch_dtype=dtype, use_safetensors=True)
+    try: pipe = DiffusionPipeline.from_pretrained(str(folder if folder.exists() else model), dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error: raise ValueError(f'{model} could not be loaded as a pipeline ({type(error).__name__}: {error})') from error
     return pipe.to(device)
 

@@ -8,11 +8,12 @@ __all__ = ['WIDTH', 'even_help', 'Parser', 'objects_range', 'assignment', 'posit
            'evaluate', 'scorecard_text', 'add_evaluate', 'render', 'add_render', 'text_table', 'run', 'add_run',
            'results', 'add_results', 'build_parser', 'explain', 'main']
 
-# %% ../nbs/14_cli.ipynb #d0c763ec
+# %% ../nbs/14_cli.ipynb #dd2ca689
 import argparse
 import json
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -106,12 +107,12 @@ def make_prompts(
     from synseg_kit.toyworld import PLACES, TOY_TEMPLATES
     return prompts_from_classes(class_set, count, arguments.seed, arguments.objects, TOY_TEMPLATES, places=PLACES)
 
-# %% ../nbs/14_cli.ipynb #098a4da0
+# %% ../nbs/14_cli.ipynb #4624593e
 def generate(arguments: argparse.Namespace) -> None:
     """Make a dataset of images and pseudo-masks."""
     from synseg_kit.classes import class_set
     classes = class_set(arguments.classes)
-    if not (arguments.model or classes.name.startswith('toy')):
+    if arguments.model == 'toy' and not classes.name.startswith('toy'):
         raise ValueError(f'the toy model that is shipped knows toy classes only; for {classes.name} name one with --model')
     prompts = make_prompts(arguments, classes)
     import torch  # takes seconds, so only now that the cheap mistakes are found
@@ -120,7 +121,8 @@ def generate(arguments: argparse.Namespace) -> None:
     from synseg_kit.synthesis import SynthesisSettings, synthesize
     from synseg_kit.toyworld import shipped
     settings = SynthesisSettings(steps=arguments.steps, guidance_scale=arguments.guidance, block_size=arguments.block_size, seed=arguments.seed)
-    pipe = load_pipeline(arguments.model or shipped('toy-sd'), choose_device(arguments.device), getattr(torch, arguments.dtype))
+    model = shipped('toy-sd') if arguments.model == 'toy' else arguments.model
+    pipe = load_pipeline(model, choose_device(arguments.device), getattr(torch, arguments.dtype))
     dataset = synthesize(pipe, prompts, arguments.out, classes, settings)
     print(f'{len(dataset)} images with pseudo-masks in {arguments.out}')
 
@@ -138,13 +140,13 @@ readers read too. Stop it at any moment: the same command goes on where it stopp
   synseg generate --prompts captions.txt --classes voc --model ./my-model --out runs/captions
       an image for each caption that names a class''')
     parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='dataset to write, or to go on with')
-    parser.add_argument('--model', metavar='FOLDER|NAME', help='diffusers folder or hub name (default: the toy model that is shipped)')
+    parser.add_argument('--model', default='toy', metavar='FOLDER|NAME', help='diffusers folder or hub name (default: toy, the model that is shipped)')
     parser.add_argument('--classes', default='toy', metavar='SET', help='class set: voc, cityscapes, toy, toy-stuff, toy-streets (default: toy)')
     parser.add_argument('--count', type=positive, metavar='N', help='images to make (default: 100; with --prompts one a caption)')
     parser.add_argument('--objects', type=objects_range, default=(1, 3), metavar='N[-M]', help='classes a prompt names (default: 1-3)')
     parser.add_argument('--prompts', type=Path, metavar='FILE', help='captions to use instead of class names, one on each line')
-    parser.add_argument('--steps', type=positive, default=25, help='denoising steps (default: 25)')
-    parser.add_argument('--guidance', type=float, default=3.0, help='guidance scale (default: 3; real models like 7.5)')
+    parser.add_argument('--steps', type=positive, default=20, help='denoising steps (default: 20; real models like 50)')
+    parser.add_argument('--guidance', type=float, default=4.0, help='guidance scale (default: 4; real models like 7.5)')
     parser.add_argument('--block-size', type=positive, default=16, metavar='N', help='images made at once; part of the dataset, since '
                         'numbers depend on it in the last digits (default: 16)')
     parser.add_argument('--seed', type=int, default=0, help='of prompts and images (default: 0)')
@@ -163,18 +165,21 @@ def finish(parser: Parser, command: Callable[[argparse.Namespace], None]) -> Non
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     parser.set_defaults(command=command)
 
-# %% ../nbs/14_cli.ipynb #f21a0fce
+# %% ../nbs/14_cli.ipynb #22b3de84
 def train(arguments: argparse.Namespace) -> None:
     """Train a segmenter on a dataset."""
     from synseg_kit.classes import class_set
-    from synseg_kit.datasets import SyntheticFolder, VOCFolder
+    from synseg_kit.datasets import Augmentation, SyntheticFolder, VOCFolder
+    from synseg_kit.toyworld import shipped
     from synseg_kit.training import SegmenterSettings
     from synseg_kit.training import train as train_segmenter
     data = arguments.data
     dataset = VOCFolder(data, arguments.split, class_set(arguments.classes)) if arguments.classes else SyntheticFolder(data)
-    wanted = {name: getattr(arguments, name) for name in ('architecture', 'encoder', 'encoder_weights', 'steps', 'batch_size', 'learning_rate',
-                                                          'crop', 'seed', 'precision') if getattr(arguments, name) is not None}
-    train_segmenter(dataset, dataset.class_set, SegmenterSettings(**wanted), arguments.out, device=choose_device(arguments.device))
+    settings = SegmenterSettings(
+        architecture=arguments.architecture, encoder=arguments.encoder, steps=arguments.steps, batch_size=arguments.batch_size,
+        encoder_weights=str(shipped('toy-backbone')) if arguments.encoder_weights == 'toy' else arguments.encoder_weights,
+        learning_rate=arguments.learning_rate, augmentation=Augmentation(crop=arguments.crop), precision=arguments.precision, seed=arguments.seed)
+    train_segmenter(dataset, dataset.class_set, settings, arguments.out, device=choose_device(arguments.device))
     print(f'segmenter for {dataset.class_set.num_classes} classes in {arguments.out}')
 
 
@@ -194,19 +199,20 @@ started again, it goes on from its last checkpoint.''', epilog='''examples:
     parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='segmenter to write, or to go on with')
     parser.add_argument('--classes', metavar='SET', help='class set of a VOC folder of other origin: voc, toy ...')
     parser.add_argument('--split', default='train', help='list of images, with --classes (default: train)')
-    parser.add_argument('--architecture', help='decoder, by its name in segmentation_models_pytorch: unet, fpn, deeplabv3plus ...')
-    parser.add_argument('--encoder', help='encoder, by its name there: resnet18, mit_b0, tu-NAME of timm ...')
-    parser.add_argument('--encoder-weights', metavar='FILE|imagenet', help='pretrained encoder (default: none)')
-    parser.add_argument('--steps', type=positive, help='optimiser steps')
-    parser.add_argument('--batch-size', type=positive, metavar='N', help='images a step')
-    parser.add_argument('--learning-rate', type=float, metavar='X', help='at its highest')
-    parser.add_argument('--crop', type=positive, metavar='PIXELS', help='side of a training crop')
-    parser.add_argument('--precision', choices=('bf16', 'fp32'), help='mixed precision, or all in 32 bits')
-    parser.add_argument('--seed', type=int, help='of weights and samples')
+    parser.add_argument('--architecture', default='unet', help='decoder, by its name in segmentation_models_pytorch: unet, fpn, deeplabv3plus ... (default: unet)')
+    parser.add_argument('--encoder', default='tu-regnetx_004', help='encoder, by its name there: resnet18, mit_b0, tu-NAME of timm ... (default: tu-regnetx_004)')
+    parser.add_argument('--encoder-weights', metavar='FILE|toy|imagenet', help='pretrained encoder: a safetensors file, the toy backbone that is shipped, or imagenet '
+                        '(downloaded); default: none')
+    parser.add_argument('--steps', type=positive, default=600, help='optimiser steps (default: 600)')
+    parser.add_argument('--batch-size', type=positive, default=16, metavar='N', help='images a step (default: 16)')
+    parser.add_argument('--learning-rate', type=float, default=2e-3, metavar='X', help='at its highest (default: 0.002)')
+    parser.add_argument('--crop', type=positive, default=128, metavar='PIXELS', help='side of a training crop (default: 128)')
+    parser.add_argument('--precision', choices=('bf16', 'fp32'), default='bf16', help='mixed precision, or all in 32 bits (default: bf16)')
+    parser.add_argument('--seed', type=int, default=0, help='of weights and samples (default: 0)')
     add_device(parser)
     finish(parser, train)
 
-# %% ../nbs/14_cli.ipynb #a7f95712
+# %% ../nbs/14_cli.ipynb #65ab3807
 def open_benchmark(
     arguments: argparse.Namespace,  # of `evaluate`
     class_set: Any,  # what the segmenter's ids mean
@@ -215,7 +221,10 @@ def open_benchmark(
     from synseg_kit.datasets import CityscapesFolder, ImageNetSFolder, VOCFolder
     if arguments.protocol == 'imagenet-s': return ImageNetSFolder(arguments.data, arguments.split or 'validation', class_set)
     if arguments.protocol == 'voc': return VOCFolder(arguments.data, arguments.split or 'val', class_set)
-    return CityscapesFolder(arguments.data, arguments.split or 'val', class_set)
+    if class_set.name != 'toy-streets': return CityscapesFolder(arguments.data, arguments.split or 'val', class_set)
+    from synseg_kit.toyworld import STREET_LABEL_IDS  # eight classes, each with a label id of Cityscapes
+    label_ids = {STREET_LABEL_IDS[name]: class_set.id_of(name) for name in class_set.names}
+    return CityscapesFolder(arguments.data, arguments.split or 'val', class_set, label_ids)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -245,7 +254,7 @@ def add_evaluate(commands: Any) -> None:
     parser = commands.add_parser('evaluate', help='score a segmenter on labelled images', description='''Score a segmenter: a confusion
 matrix over all images, then intersection over union for each class and its mean, by the rules of the benchmark.''', epilog='''examples:
   synseg render --out runs/real --count 500
-  synseg evaluate --model runs/toy-segmenter --data runs/real --split train
+  synseg evaluate --model runs/toy-segmenter --data runs/real
       against 500 renders that nothing has seen
   synseg evaluate --model runs/voc-segmenter --data VOCdevkit/VOC2012 --protocol voc
       against VOC's 1449 validation images
@@ -258,15 +267,18 @@ matrix over all images, then intersection over union for each class and its mean
     add_device(parser)
     finish(parser, evaluate)
 
-# %% ../nbs/14_cli.ipynb #6bb6eccd
+# %% ../nbs/14_cli.ipynb #43326d94
 def render(arguments: argparse.Namespace) -> None:
     """Write renders of the toy world with their true masks."""
     from synseg_kit import toyworld
     seeds = range(arguments.seed, arguments.seed + arguments.count)
-    writer = {'voc': toyworld.write_voc, 'imagenet-s': toyworld.write_imagenet_s, 'cityscapes': toyworld.write_cityscapes}[arguments.layout]
-    look = {} if arguments.layout == 'imagenet-s' else {'look': arguments.look or ('streets' if arguments.layout == 'cityscapes' else 'objects')}
-    if arguments.layout == 'imagenet-s' and arguments.look == 'streets': raise ValueError('--layout imagenet-s shows objects; use voc or cityscapes for streets')
-    writer(arguments.out, seeds, **look)
+    look = arguments.look or ('streets' if arguments.layout == 'cityscapes' else 'objects')
+    if arguments.layout == 'imagenet-s':
+        if look == 'streets': raise ValueError('--layout imagenet-s shows objects; streets go into voc or cityscapes')
+        toyworld.write_imagenet_s(arguments.out, seeds, arguments.split or 'validation')
+    else:
+        write = toyworld.write_voc if arguments.layout == 'voc' else toyworld.write_cityscapes
+        write(arguments.out, seeds, look, arguments.split or 'val')
     print(f'{arguments.count} renders with true masks in {arguments.out}')
 
 
@@ -284,6 +296,7 @@ by the shipped models in training; the default lies above.''', epilog='''example
     parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='folder to write')
     parser.add_argument('--look', choices=('objects', 'streets'), help='what to paint (default: objects; with cityscapes: streets)')
     parser.add_argument('--layout', choices=('voc', 'imagenet-s', 'cityscapes'), default='voc', help='how files are laid out (default: voc)')
+    parser.add_argument('--split', help='name of the list of images (default: val; imagenet-s: validation)')
     parser.add_argument('--count', type=positive, default=100, metavar='N', help='images (default: 100)')
     parser.add_argument('--seed', type=int, default=10_000_000, help='of the first image; the others follow (default: 10000000)')
     finish(parser, render)
@@ -363,7 +376,7 @@ is stale when the source of a module that it rests on has changed since it was m
     parser.add_argument('--folder', type=Path, metavar='FOLDER', help='where they lie (default: nbs/bench/results of the clone)')
     finish(parser, results)
 
-# %% ../nbs/14_cli.ipynb #25c29565
+# %% ../nbs/14_cli.ipynb #c16ea283
 def build_parser() -> Parser:  # with all commands
     """Describe the whole command line."""
     parser = Parser(prog='synseg', description='''From class names to a scored segmenter: images and pseudo-masks from a diffusion
@@ -371,7 +384,7 @@ model's own attention, a segmenter trained on them, its score on real images.'''
   synseg generate --out runs/toy --count 400                       class names -> images with pseudo-masks
   synseg train    --data runs/toy --out runs/segmenter             -> a segmenter
   synseg render   --out runs/real --count 500                      real images with true masks
-  synseg evaluate --model runs/segmenter --data runs/real --split train   -> mIoU
+  synseg evaluate --model runs/segmenter --data runs/real          -> mIoU
 
 or all of it, with baselines and a report, in one:
   synseg run quickstart
@@ -398,7 +411,9 @@ def main(
     """Run the command line."""
     chosen = build_parser().parse_args(arguments)
     try:
-        chosen.command(chosen)
+        with warnings.catch_warnings():
+            if not chosen.debug: warnings.simplefilter('ignore', FutureWarning)  # libraries' notes to those who program with them
+            chosen.command(chosen)
     except KeyboardInterrupt:
         print('synseg: interrupted; the same command goes on from what is there', file=sys.stderr)
         return 130

@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['PALETTE_VOID', 'RGB_VOID', 'AUGMENTED_SPLITS', 'FOLDER_FROM', 'PER_FOLDER', 'SAMPLE_FILES', 'DATASET_CARD',
-           'NO_AUGMENTATION', 'MEAN_COLOUR', 'Example', 'encode_labels', 'palette_ids', 'rgb_ids', 'decode_labels',
-           'with_void', 'open_picture', 'Examples', 'LabelledFolder', 'find_voc_root', 'read_split', 'VOCFolder',
-           'ImageNetSFolder', 'CityscapesFolder', 'Labelled', 'Sample', 'sample_name', 'write_sample', 'sample_line',
-           'write_aside', 'flatten', 'differences', 'dataset_card', 'SampleWriter', 'SyntheticFolder', 'ReliabilityMap',
-           'Augmentation', 'RandomScale', 'build_transform', 'to_tensors', 'augment', 'Batch', 'number_seed', 'collate',
-           'Draws', 'batches', 'count_pixels']
+           'NO_AUGMENTATION', 'LUMA', 'MEAN_COLOUR', 'Example', 'encode_labels', 'palette_ids', 'rgb_ids',
+           'decode_labels', 'with_void', 'open_picture', 'Examples', 'LabelledFolder', 'find_voc_root', 'read_split',
+           'VOCFolder', 'ImageNetSFolder', 'CityscapesFolder', 'RenderedDataset', 'Labelled', 'Sample', 'sample_name',
+           'other_mask_file', 'write_sample', 'sample_line', 'write_aside', 'flatten', 'differences', 'dataset_card',
+           'SampleWriter', 'SyntheticFolder', 'ReliabilityMap', 'Augmentation', 'RandomScaledCrop', 'colour_matrix',
+           'ColourJitter', 'build_transform', 'to_tensors', 'augment', 'Batch', 'number_seed', 'collate', 'Draws',
+           'batches', 'count_pixels']
 
-# %% ../nbs/06_datasets.ipynb #53d9674e
+# %% ../nbs/06_datasets.ipynb #ff2a33d7
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -33,6 +35,7 @@ from tqdm.auto import tqdm
 
 from .classes import ClassSet, check_labels, cityscapes, label_ids_to_train_ids, voc
 from .prompts import Prompt
+from .toyworld import classes_of, render
 
 # %% ../nbs/06_datasets.ipynb #f39b5b58
 @dataclass(frozen=True, eq=False)
@@ -147,7 +150,7 @@ class LabelledFolder:
 
     def __repr__(self): return f'{type(self).__name__}({len(self)} examples, {self.class_set.num_classes} ids of {self.class_set.name!r})'
 
-# %% ../nbs/06_datasets.ipynb #e7e9de75
+# %% ../nbs/06_datasets.ipynb #4e577a0c
 AUGMENTED_SPLITS = ('trainaug', 'train_aug', 'aug') # names of VOC's list of 10,582 images
 
 def find_voc_root(
@@ -181,7 +184,7 @@ class VOCFolder(LabelledFolder):
         self.root, self.split = find_voc_root(root), split
         names, masks = read_split(self.root, split), masks or f'SegmentationClass{"Aug" * (split in AUGMENTED_SPLITS)}'
         place = lambda folder, suffix: [self.root / folder / f'{name}.{suffix}' for name in names]
-        reliable = place('SegmentationReliability', 'png') if (self.root / 'SegmentationReliability').is_dir() else None
+        reliable = place('SegmentationReliability', 'png') if masks == 'SegmentationClass' and (self.root / 'SegmentationReliability').is_dir() else None  # it belongs to those masks
         super().__init__(class_set or voc(), names, place('JPEGImages', 'jpg'), place(masks, 'png'), reliable)
 
 # %% ../nbs/06_datasets.ipynb #f6c78d85
@@ -229,7 +232,25 @@ class CityscapesFolder(LabelledFolder):
         table[[*self.label_ids]] = [*self.label_ids.values()]
         return table[ids]
 
-# %% ../nbs/06_datasets.ipynb #eec089b4
+# %% ../nbs/06_datasets.ipynb #f24c776a
+class RenderedDataset:
+    "Renders of the toy world with their true labels; `[i]` paints one as an `Example`."
+    def __init__(self,
+        seeds: Sequence[int], # one for each example, such as `held_out_seeds(500)`
+        look: str = 'objects', # or 'streets'
+        count: int | None = None, # objects in each picture, 1 to 4; None: drawn
+    ):
+        self.seeds, self.look, self.count, self.class_set = seeds, look, count, classes_of(look)
+
+    def __len__(self): return len(self.seeds)
+
+    def __getitem__(self, i: int) -> Example:
+        scene = render(self.seeds[i], self.look, self.count)
+        return Example(Image.fromarray(scene.image), scene.labels, name=f'{self.look}-{scene.seed}')
+
+    def __repr__(self): return f'{type(self).__name__}({len(self)} {self.look}, {self.class_set.num_classes} ids of {self.class_set.name!r})'
+
+# %% ../nbs/06_datasets.ipynb #353fcfee
 @runtime_checkable
 class Labelled(Protocol):
     "Whatever has labels and reliability for each pixel; `masks.PseudoMask` does."
@@ -244,8 +265,10 @@ class Sample:
     prompt: Prompt # what was asked for
     seed: int # of its starting noise
     source: str = '' # name of the generator
+    others: Mapping[str, Labelled] = field(default_factory=dict) # masks by other recipes, by their names
 
-    def __post_init__(self): Example(self.image, self.mask.labels, self.mask.reliability, self.prompt.text)
+    def __post_init__(self):
+        for mask in (self.mask, *self.others.values()): Example(self.image, mask.labels, mask.reliability, self.prompt.text)
 
 FOLDER_FROM, PER_FOLDER = 10_000, 1_000 # more samples than this lie in sub-folders, so many in each
 
@@ -257,8 +280,15 @@ def sample_name(
     width = max(6, len(str(count - 1)))
     return f'{number:0{width}}' if count <= FOLDER_FROM else f'{number // PER_FOLDER:0{width - 3}}/{number:0{width}}'
 
-# %% ../nbs/06_datasets.ipynb #8dbda0a0
+# %% ../nbs/06_datasets.ipynb #e3c4071d
 SAMPLE_FILES = {'file_name': 'JPEGImages/{}.jpg', 'mask_file_name': 'SegmentationClass/{}.png', 'reliability_file_name': 'SegmentationReliability/{}.png'}
+
+def other_mask_file(
+    recipe: str, # that made the mask
+    name: str, # as `sample_name` gives it
+) -> str: # path in the dataset
+    "Name the file of a mask by another recipe; `VOCFolder(..., masks='SegmentationClass-RECIPE')` reads it."
+    return f'SegmentationClass-{recipe}/{name}.png'
 
 def write_sample(
     folder: Path, # the dataset, or a folder beside it
@@ -266,7 +296,7 @@ def write_sample(
     sample: Sample,
     class_set: ClassSet, # what the labels mean
 ) -> None:
-    "Write the three files of a sample; the same sample gives the same bytes."
+    "Write the files of a sample; the same sample gives the same bytes."
     reliability = np.rint(np.asarray(sample.mask.reliability) * 255)
     if not (reliability.min() >= 0 and reliability.max() <= 255): raise ValueError(f'sample {name}: reliability must be from 0 to 1; got {reliability.min() / 255:.3g} to {reliability.max() / 255:.3g}')
     paths = [folder / pattern.format(name) for pattern in SAMPLE_FILES.values()]
@@ -274,6 +304,10 @@ def write_sample(
     sample.image.save(paths[0], quality=95, subsampling='4:4:4')
     encode_labels(sample.mask.labels, class_set).save(paths[1])
     Image.fromarray(reliability.astype(np.uint8)).save(paths[2])
+    for recipe, mask in sample.others.items():
+        path = folder / other_mask_file(recipe, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        encode_labels(mask.labels, class_set).save(path)
 
 def sample_line(
     name: str, # as `sample_name` gives it
@@ -336,7 +370,7 @@ def dataset_card(
     encoding = f'palette PNG, {PALETTE_VOID} is void' if class_set.num_classes <= PALETTE_VOID else f'RGB PNG, id = R + 256 G, {RGB_VOID} is void'
     return DATASET_CARD.format(count=count, name=class_set.name, classes=classes, encoding=encoding)
 
-# %% ../nbs/06_datasets.ipynb #2e9f97eb
+# %% ../nbs/06_datasets.ipynb #b48696df
 class SampleWriter:
     "Writes a synthetic dataset block by block; use it in a `with`."
     def __init__(self,
@@ -357,18 +391,19 @@ class SampleWriter:
 
     def __enter__(self):
         self._refuse_other_dataset()
+        self._new = not self.folder.exists()
         self.aside.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.aside / 'lock')
         try: self._lock.acquire(timeout=0)
         except Timeout: raise RuntimeError(f'another process is writing to {self.folder}; wait for it, or choose another folder') from None
         for left in self.aside.iterdir():
             if left.name != 'lock': shutil.rmtree(left) if left.is_dir() else left.unlink()
-        write_aside(self.folder / 'dataset.json', json.dumps(self.about, indent=1) + '\n', self.aside)
         return self
 
     def __exit__(self, *error):
         self._lock.release()
         shutil.rmtree(self.aside, ignore_errors=True)
+        if self._new and not any(self.folder.iterdir()): self.folder.rmdir()
 
     def _refuse_other_dataset(self):
         if self.folder.exists() and not self.folder.is_dir(): raise NotADirectoryError(f'{self.folder} is a file; choose a folder')
@@ -402,7 +437,9 @@ class SampleWriter:
         kept = {sample_name(number, self.count): sample for number, sample in zip(numbers, samples) if sample is not None}
         lines = [sample_line(name, sample, block) for name, sample in kept.items()]
         for name, sample in kept.items(): write_sample(self.aside / 'block', name, sample, self.class_set)
-        for file in (line[key] for line in lines for key in SAMPLE_FILES):
+        if not (self.folder / 'dataset.json').is_file(): write_aside(self.folder / 'dataset.json', json.dumps(self.about, indent=1) + '\n', self.aside)
+        files = [line[key] for line in lines for key in SAMPLE_FILES] + [other_mask_file(recipe, name) for name, sample in kept.items() for recipe in sample.others]
+        for file in files:
             (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.aside / 'block' / file, self.folder / file)
         write_aside(self.record(block), json.dumps(lines, indent=1) + '\n', self.aside)
@@ -466,19 +503,55 @@ class Augmentation:
 
 NO_AUGMENTATION = Augmentation(scale=(1., 1.), flip=0., colour=0., hue=0., blur=0.)
 
-# %% ../nbs/06_datasets.ipynb #abe0a28a
-class RandomScale(v2.Transform):
-    "Magnify by a random factor; labels take their nearest neighbour."
-    def __init__(self, smallest: float, largest: float):
+# %% ../nbs/06_datasets.ipynb #55569010
+class RandomScaledCrop(v2.Transform):
+    "Cut out a square at random and bring it to size; labels take their nearest neighbour."
+    def __init__(self,
+        crop: int, # side of the result, in pixels
+        scale: Sequence[float], # smallest and largest magnification
+        fill: Mapping[type, Any], # what pads each type of tensor
+    ):
         super().__init__()
-        self.smallest, self.largest = smallest, largest
+        self.crop, self.scale, self.fill = crop, scale, fill
+
+    def forward(self, *inputs):
+        magnification = torch.empty(()).uniform_(*self.scale).item()
+        cut = v2.RandomCrop(max(1, round(self.crop / magnification)), pad_if_needed=True, fill=dict(self.fill))
+        return v2.Resize((self.crop, self.crop), antialias=True)(*cut(*inputs))
+
+# %% ../nbs/06_datasets.ipynb #83dca6b7
+LUMA = torch.tensor([0.299, 0.587, 0.114]) # weights of red, green and blue in brightness (ITU-R BT.601)
+
+def colour_matrix(
+    saturation: float, # 0: grey, 1: unchanged
+    angle: float, # turn of the hue, in radians
+) -> Float[Tensor, "3 3"]: # to be multiplied with (R, G, B)
+    "Turn the hue about the grey axis and stretch colours away from it."
+    sine, cosine = math.sin(angle) / 3 ** .5, math.cos(angle)
+    turn = cosine * torch.eye(3) + (1 - cosine) / 3 + sine * torch.tensor([[0., -1., 1.], [1., 0., -1.], [-1., 1., 0.]])
+    return (saturation * torch.eye(3) + (1 - saturation) * LUMA) @ turn
+
+class ColourJitter(v2.Transform):
+    "Change brightness, contrast, saturation and hue of the image at random; labels stay."
+    def __init__(self,
+        strength: float, # of the first three, 0 to 1
+        hue: float, # largest turn, as a share of the circle
+    ):
+        super().__init__()
+        self.strength, self.hue = strength, hue
 
     def make_params(self, flat_inputs):
-        factor = torch.empty(()).uniform_(self.smallest, self.largest).item()
-        return {'size': [max(1, round(side * factor)) for side in v2.functional.get_size(flat_inputs[0])]}
+        brightness, contrast, saturation, turn = torch.empty(4).uniform_(-1, 1).tolist()
+        light, contrast, saturation = (1 + self.strength * x for x in (brightness, contrast, saturation))
+        return {'matrix': light * contrast * colour_matrix(saturation, 2 * math.pi * self.hue * turn), 'grey': light * (1 - contrast)}
 
-    def transform(self, inpt, params): return self._call_kernel(v2.functional.resize, inpt, params['size'], antialias=True)
+    def transform(self, inpt, params):
+        if not isinstance(inpt, tv_tensors.Image): return inpt
+        pixels = inpt.as_subclass(Tensor).flatten(1).float()
+        changed = params['matrix'] @ pixels + params['grey'] * (LUMA @ pixels).mean()
+        return tv_tensors.wrap((changed + .5).clamp_(0, 255).to(torch.uint8).view(inpt.shape), like=inpt)
 
+# %% ../nbs/06_datasets.ipynb #e2ce2309
 MEAN_COLOUR = (124, 116, 104) # of ImageNet's photographs; pads images
 
 def build_transform(
@@ -488,10 +561,9 @@ def build_transform(
     "Chain the random changes; they draw from torch's global generator."
     a = augmentation
     fill = {tv_tensors.Image: MEAN_COLOUR, tv_tensors.Mask: void, ReliabilityMap: 0}
-    steps = [RandomScale(*a.scale)] * (a.scale != (1, 1))
-    steps += [v2.RandomCrop(a.crop, pad_if_needed=True, fill=fill)]
+    steps = [RandomScaledCrop(a.crop, a.scale, fill)]
     steps += [v2.RandomHorizontalFlip(a.flip)] * (a.flip > 0)
-    steps += [v2.ColorJitter(a.colour, a.colour, a.colour, a.hue)] * (a.colour > 0 or a.hue > 0)
+    steps += [ColourJitter(a.colour, a.hue)] * (a.colour > 0 or a.hue > 0)
     steps += [v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.5))], a.blur)] * (a.blur > 0)
     return v2.Compose(steps)
 

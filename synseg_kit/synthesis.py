@@ -29,7 +29,7 @@ from .datasets import Sample, SampleWriter, SyntheticFolder
 from .masks import pseudo_masks
 from .prompts import Prompt, PromptTooLong, token_positions
 
-# %% ../nbs/07_synthesis.ipynb #974744e5
+# %% ../nbs/07_synthesis.ipynb #04dcf320
 @dataclass(frozen=True)
 class SynthesisSettings:
     "How samples are made from prompts."
@@ -42,6 +42,7 @@ class SynthesisSettings:
     seed: int = 0 # of the dataset; every sample has its own, derived from it
     recipe: str = 'attn2mask' # how attention becomes a mask; see `pseudo_masks`
     recipe_parameters: Mapping[str, Any] = field(default_factory=dict, hash=False) # for the recipe, such as {'beta': 0.2}
+    also: Mapping[str, Mapping] = field(default_factory=dict, hash=False) # masks by other recipes from the same maps, recipe -> parameters; they go to SegmentationClass-RECIPE
     capture: Mapping[str, Any] = field(default_factory=dict, hash=False) # for `capture`, such as {'self_attention': [16]}
     precision: str = 'model' # "model": the dtype of its weights; "bf16": the denoiser computes in bfloat16
 
@@ -149,7 +150,7 @@ def describe_run(
     return {'prompts': hash_prompts(prompts), 'settings': asdict(settings), 'model': describe_model(pipe),
             'filter': None if keep is None else f'{keep.__module__}.{keep.__qualname__}', 'versions': versions}
 
-# %% ../nbs/07_synthesis.ipynb #9fcc4abe
+# %% ../nbs/07_synthesis.ipynb #8bd5e8a7
 @contextmanager
 def quiet(
     pipe: DiffusionPipeline,
@@ -195,8 +196,10 @@ def make_block(
         out = pipe([p.text for p in prompts], num_inference_steps=settings.steps, guidance_scale=settings.guidance_scale,
                    generator=[torch.Generator().manual_seed(seed) for seed in seeds], **negative, **size)
     masks = pseudo_masks(trace, out.images, class_set, recipe=settings.recipe, **settings.recipe_parameters)
+    others = {name: pseudo_masks(trace, out.images, class_set, recipe=name, **parameters) for name, parameters in settings.also.items()}
     blackened = getattr(out, 'nsfw_content_detected', None) or [False] * len(prompts)
-    return [None if black else Sample(image, mask, prompt, seed, model_name(pipe)) for image, mask, prompt, seed, black in zip(out.images, masks, prompts, seeds, blackened)]
+    return [None if black else Sample(image, mask, prompt, seed, model_name(pipe), {name: made[i] for name, made in others.items()})
+            for i, (image, mask, prompt, seed, black) in enumerate(zip(out.images, masks, prompts, seeds, blackened))]
 
 # %% ../nbs/07_synthesis.ipynb #fcf6bb6e
 def synthesize(

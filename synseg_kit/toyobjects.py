@@ -12,7 +12,7 @@ __all__ = ['pi', 'GLASS', 'SKIN', 'KINDS', 'f32', 'SIZE', 'GROUNDS', 'BACKDROPS'
            'wall', 'hedge', 'curtain', 'Sentence', 'Toy', 'choose_toy', 'choose_toys', 'article', 'name_toys',
            'name_place', 'Scene', 'plan_scene', 'place_toys', 'Painting', 'paint_place', 'paint_scene']
 
-# %% ../nbs/03b_toyobjects.ipynb #82e0e0df
+# %% ../nbs/03b_toyobjects.ipynb #ab362bc8
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 
 from .classes import ClassSet, plural, toy_objects, toy_stuff
 from .prompts import Mention, Prompt
-from .toydraw import Brush, Colour, Light, cast_shadow, composite, mix, noise, rgb, shade, to_uint8, vary
+from .toydraw import Brush, Colour, Light, Real, cast_shadow, composite, mix, noise, rgb, shade, to_uint8, vary
 
 # %% ../nbs/03b_toyobjects.ipynb #7976d12f
 pi = np.pi
@@ -90,7 +90,7 @@ def pickup(b, rng, colour):
         b.round(x - .16, -.02 - h, x + .16, .02, .05, (172, 124, 72), 140)
     wheels(b, (-.6, .58), .72, .26)
 
-# %% ../nbs/03b_toyobjects.ipynb #d482d151
+# %% ../nbs/03b_toyobjects.ipynb #737b58df
 def cottage(b, rng, colour):
     wall = vary(rng, (240, 228, 200))
     roof = vary(rng, colour)
@@ -105,7 +105,7 @@ def cottage(b, rng, colour):
 
 def tower(b, rng, colour):
     wall = vary(rng, colour)
-    pane = mix((150, 196, 226), (255, 232, 150), rng.integers(2))                                    # by day, or lit
+    pane = mix((150, 196, 226), (255, 232, 150), int(rng.integers(2)))                                   # by day, or lit
     b.box(-.42, -.92, .42, 1, wall, 130)
     b.box(-.48, -1, .48, -.86, shade(wall, .8), 160)                                                 # cornice
     for y in (-.7, -.38, -.06, .26):
@@ -392,13 +392,13 @@ def morel(b, rng, colour):
     for i, y in enumerate((-.7, -.42, -.14, .14)):
         for x in ((-.16, .16) if i % 2 == 0 else (-.3, 0, .3)): b.ellipse(x, y, .1, .13, dark, 110)  # its pits
 
-# %% ../nbs/03b_toyobjects.ipynb #233881e2
+# %% ../nbs/03b_toyobjects.ipynb #86c9b8b8
 @dataclass(frozen=True)
 class Kind:
     "How a kind of toy is drawn."
     draw: Callable                   # (brush, rng, colour name or None): draws it
     colours: tuple[str, ...] = ()    # colours that it comes in; empty: it has colours of its own
-    scale: float = 1.                # size among other toys
+    scale: Real = 1.                # size among other toys
 
 KINDS = MappingProxyType({
     'tree': {'oak': Kind(oak, scale=1.12), 'pine': Kind(pine, scale=1.15), 'palm': Kind(palm, scale=1.15)},

@@ -16,7 +16,7 @@ __all__ = ['MOODS', 'ROAD', 'SIDEWALK', 'BUILDING', 'VEGETATION', 'SKY', 'PERSON
            'describe', 'Street', 'plan_street', 'contact_rows', 'mirror_ground', 'rain_field', 'vignette', 'grade',
            'light_up', 'paint_thing', 'paint_lot', 'paint_street']
 
-# %% ../nbs/03c_toystreets.ipynb #1a691de3
+# %% ../nbs/03c_toystreets.ipynb #1e431847
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,44 +28,44 @@ from jaxtyping import Bool, Float32, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
 from .classes import plural
-from .toydraw import SUPERSAMPLE, Colour, glow, mix, noise, shade, to_uint8, vary
+from .toydraw import SUPERSAMPLE, Colour, Real, glow, mix, noise, shade, to_uint8, vary
 from .toyobjects import SIZE, Painting, Sentence, article
 
-# %% ../nbs/03c_toystreets.ipynb #4d17fa2d
+# %% ../nbs/03c_toystreets.ipynb #d9982d10
 @dataclass(frozen=True)
 class Camera:
     "A pinhole camera that looks along the street."
-    focal: float    # focal length in pixels
-    centre: float   # column of the vanishing point
-    horizon: float  # row of the vanishing point
-    height: float   # metres above the road
-    x: float        # metres to the right of the middle of the road
+    focal: Real    # focal length in pixels
+    centre: Real   # column of the vanishing point
+    horizon: Real  # row of the vanishing point
+    height: Real   # metres above the road
+    x: Real        # metres to the right of the middle of the road
 
     def pixel(
         self,
-        x: float,  # metres to the right
-        y: float,  # metres up
-        z: float,  # metres ahead, above 0
-    ) -> tuple[float, float]:   # column, row
+        x: Real,  # metres to the right
+        y: Real,  # metres up
+        z: Real,  # metres ahead, above 0
+    ) -> tuple[Real, Real]:   # column, row
         "Project a point."
         scale = self.focal / z
         return self.centre + (x - self.x) * scale, self.horizon + (self.height - y) * scale
 
-# %% ../nbs/03c_toystreets.ipynb #3a4e0c56
+# %% ../nbs/03c_toystreets.ipynb #8daa8df5
 @dataclass(frozen=True)
 class Mood:
     "Weather and time of day."
     sky: tuple[Colour, Colour, Colour]  # at the top, in between, at the horizon
     cloud: Colour
     haze: Colour                        # what far things fade to
-    haze_range: float                   # metres after which about a third of a thing's own colour is left
-    light: tuple[float, float, float]   # factor for the colours of unlit things
-    sun: float                          # how much lighter sunny walls are than others
+    haze_range: Real                   # metres after which about a third of a thing's own colour is left
+    light: tuple[Real, Real, Real]   # factor for the colours of unlit things
+    sun: Real                          # how much lighter sunny walls are than others
     glass: Colour                       # dark windows
-    lit: float                          # share of windows that are lit
+    lit: Real                          # share of windows that are lit
     lamps: bool                         # head lamps are on
     wet: bool                           # it rains
-    saturation: float                   # of the finished picture
+    saturation: Real                   # of the finished picture
 
 MOODS = MappingProxyType({
     'day': Mood(((112, 158, 204), (168, 200, 224), (216, 227, 230)), (238, 240, 240), (206, 218, 226), 80, (1., .99, .96), .2,
@@ -75,12 +75,12 @@ MOODS = MappingProxyType({
     'rain': Mood(((132, 142, 152), (160, 168, 174), (190, 195, 198)), (144, 152, 160), (180, 187, 192), 58, (.80, .84, .88), .05,
                  (84, 96, 108), .22, lamps=True, wet=True, saturation=.74)})
 
-# %% ../nbs/03c_toystreets.ipynb #1d24135d
+# %% ../nbs/03c_toystreets.ipynb #ca61ba3f
 ROAD, SIDEWALK, BUILDING, VEGETATION, SKY, PERSON, CAR, SIGN = range(8)  # ids of `toy_streets()`
 FIRST_THING = 8                                                          # numbers from here on are single things
 
 OCTAGON = tuple((math.cos(t), math.sin(t)) for t in ((i + .5)*math.pi/4 for i in range(8)))
-Point = tuple[float, float, float]  # x, y, z in metres
+Point = tuple[Real, Real, Real]  # x, y, z in metres
 
 class Canvas:
     "A picture in the making: paints what is described in metres; later parts hide earlier ones."
@@ -101,10 +101,10 @@ class Canvas:
     def tone(
         self,
         colour: Colour,      # sRGB in 0 .. 255 by day, near by
-        z: float,            # metres away
+        z: Real,            # metres away
         number: int,         # class or thing
-        light: float = 1.,   # of this surface; below 1: in shade
-        glowing: float = 0., # 0: lit by the sky like all else, 1: by itself
+        light: Real = 1.,   # of this surface; below 1: in shade
+        glowing: Real = 0., # 0: lit by the sky like all else, 1: by itself
     ) -> tuple[int, int, int, int]:   # what to draw with
         "Light a colour and fade it into the haze."
         clear = math.exp(-z / self.mood.haze_range)
@@ -155,7 +155,7 @@ class Canvas:
         corners = column - rx*scale, row - ry*scale, column + rx*scale, row + ry*scale
         self.draw.ellipse(corners, fill=self.tone(colour, z, number, light, glowing))
 
-    def shadow(self, points: Sequence[tuple[float, float]], darkness):
+    def shadow(self, points: Sequence[tuple[Real, Real]], darkness):
         "Darken a polygon (x, z) of the ground."
         self._darken.polygon([round(w) for x, z in points for w in self.camera.pixel(x, 0, z)], fill=darkness)
 
@@ -171,7 +171,7 @@ class Canvas:
         "Remember a light of a radius in metres, to glow when all is painted."
         self.lamps.append((*self.camera.pixel(x, y, z), radius * self.camera.focal / z, colour, number))
 
-# %% ../nbs/03c_toystreets.ipynb #a6288d24
+# %% ../nbs/03c_toystreets.ipynb #209c6620
 def gradient(
     colours: Sequence[Colour],   # at the top, in between, at the end
     length: int,                 # rows
@@ -190,15 +190,15 @@ def paint_sky(
     numbered = np.concatenate([column, np.full((end, 1), SKY)], 1).astype(np.uint8)
     canvas.image.paste(Image.frombytes('RGBX', (1, end), numbered.tobytes()).resize((width, end), Image.Resampling.NEAREST), (0, 0))
     for x, y, size, share in rng.uniform((0, .02, .1, .3), (1, .7, .3, .7), (5 if mood.wet else int(rng.integers(2, 5)), 4)).tolist():
-        colour = mix(column[int(y*end)].tolist(), mood.cloud, share)
+        colour = mix(tuple(map(int, column[int(y*end)])), mood.cloud, share)
         for dx, r in rng.uniform((-.6, .3), (.6, .6), (4, 2)).tolist():
             u, v, r = (x + dx*size)*width, y*end, r*size*width
             canvas.draw.ellipse((u - r, v - r*.2, u + r, v + r*.2), fill=(*colour, SKY))
 
-# %% ../nbs/03c_toystreets.ipynb #295ed557
+# %% ../nbs/03c_toystreets.ipynb #f9660c17
 def draw(
     rng: np.random.Generator,   # one draw
-    shares: Sequence[float],    # of each outcome; they sum to 1
+    shares: Sequence[Real],    # of each outcome; they sum to 1
 ) -> int:                       # index of an outcome
     "Draw an outcome."
     left = rng.random()
@@ -214,7 +214,7 @@ GREENS = ((84, 118, 70), (102, 130, 76), (72, 108, 78), (122, 132, 72))
 def pick(
     rng: np.random.Generator,    # one draw, and four more if the colour is varied
     colours: Sequence[Colour],   # what to choose from
-    amount: float = 0,           # how far to vary it
+    amount: Real = 0,           # how far to vary it
 ) -> Colour:                     # one of them
     "Pick a colour."
     colour = colours[rng.integers(len(colours))]
@@ -235,17 +235,17 @@ def paint_skyline(
         else: canvas.front(x, x + width, -5, rng.uniform(9, 32), z, pick(rng, FACADES), BUILDING, .8)
         x += width * rng.uniform(.6, 1.)
 
-# %% ../nbs/03c_toystreets.ipynb #5d0f173a
+# %% ../nbs/03c_toystreets.ipynb #40031eb6
 BANDS = (400, 110, 64, 44, 32, 24, 18, 13, 9, 6, 3.5, 1)  # metres ahead
 LANE_PAINT, KERB, PARKING = (226, 222, 208), .18, 1.9                                           # width of kerb and parking lane
 
 @dataclass(frozen=True)
 class Layout:
     "A street's cross-section, in metres from its middle."
-    half: float                      # to the kerb
-    pavement: float                  # width of each sidewalk
+    half: Real                      # to the kerb
+    pavement: Real                  # width of each sidewalk
     parking: bool                    # there is a lane of parked cars on each side
-    crossing: float | None = None    # where a pedestrian crossing starts; None: there is none
+    crossing: Real | None = None    # where a pedestrian crossing starts; None: there is none
 
     @property
     def edge(self) -> float: return self.half + self.pavement                     # where the houses stand
@@ -283,15 +283,15 @@ def paint_markings(
         bars = int(2*layout.half / 1.1)
         for i in range(bars): strip(((i + .5)*2/bars - 1)*layout.half, .27, layout.crossing, layout.crossing + 2.2)
 
-# %% ../nbs/03c_toystreets.ipynb #8465824e
+# %% ../nbs/03c_toystreets.ipynb #4fe41765
 STOREY = 3.1  # metres
 
 @dataclass(frozen=True)
 class Lot:
     "A piece of ground along the street."
     side: int      # -1 left, 1 right
-    z0: float      # metres ahead: where it starts
-    z1: float      # where it ends
+    z0: Real      # metres ahead: where it starts
+    z1: Real      # where it ends
     garden: bool   # otherwise there is a house
     storeys: int   # of the house
     shows: int = 1 # first storey of its near end that the nearer neighbour does not hide
@@ -302,20 +302,20 @@ LAMP_LIGHT = ((255, 204, 118), (255, 232, 178))
 
 def window_light(
     mood: Mood,    # how many windows are lit
-    draw: float,   # uniform in 0 .. 1
-) -> tuple[Colour, float]:   # colour, and how much it glows
+    draw: Real,   # uniform in 0 .. 1
+) -> tuple[Colour, Real]:   # colour, and how much it glows
     "Light a window, or leave it dark."
     if draw < mood.lit: return mix(*LAMP_LIGHT, draw / mood.lit), .9
     return shade(mood.glass, .85 + .3*draw), 0.
 
-# %% ../nbs/03c_toystreets.ipynb #9b698409
+# %% ../nbs/03c_toystreets.ipynb #7de0938a
 def paint_windows(
     canvas: Canvas,            # where to paint
     rng: np.random.Generator,  # decides which are lit
     lot: Lot,                  # the lot
-    x: float,                  # where its front wall is
+    x: Real,                  # where its front wall is
     ground_floor: bool,        # whether the ground floor has windows and a door
-    light: float,              # of the front wall
+    light: Real,              # of the front wall
 ):
     "Paint the windows of the street side, and three for each storey of the near end that shows."
     side, first = lot.side, 0 if ground_floor else 1
@@ -338,7 +338,7 @@ def lit_end(canvas, draw):
     colour, glowing = window_light(canvas.mood, draw)
     return colour, BUILDING, .95, glowing
 
-# %% ../nbs/03c_toystreets.ipynb #a5243be0
+# %% ../nbs/03c_toystreets.ipynb #5955cf9e
 def paint_shop(canvas, rng, lot, x, light):
     "Paint a shop window under an awning."
     colour, glowing = (LAMP_LIGHT[0], .8) if canvas.mood.lamps else (shade(canvas.mood.glass, .8), 0.)
@@ -368,7 +368,7 @@ def paint_house(
     canvas: Canvas,            # where to paint
     rng: np.random.Generator,  # chooses the architecture
     lot: Lot,                  # where it stands
-    edge: float,               # metres from the middle of the road to the front walls
+    edge: Real,               # metres from the middle of the road to the front walls
     sunny: bool,               # whether the sun shines on its front
 ):
     "Paint a house."
@@ -383,7 +383,7 @@ def paint_house(
     else: canvas.wall(x, lot.z0, lot.z1, 2.85, 3.1, trim, BUILDING, light)
     paint_roof(canvas, rng, lot, x, end, colour, trim, light)
 
-# %% ../nbs/03c_toystreets.ipynb #136d825e
+# %% ../nbs/03c_toystreets.ipynb #0142fd62
 TRUNK = (98, 82, 68)
 CROWNS = {'oak': ((-.2, .58, .19, .15), (.2, .6, .19, .15), (0, .56, .22, .17), (-.1, .76, .19, .16), (.13, .78, .17, .15), (0, .86, .14, .12)),
           'poplar': ((0, .42, .13, .2), (0, .62, .14, .24), (.01, .8, .1, .2))}   # x, y, rx, ry of the parts of a crown, of height 1
@@ -392,9 +392,9 @@ def paint_tree(
     canvas: Canvas,            # where to paint
     rng: np.random.Generator,  # varies it
     kind: str,                 # 'oak', 'pine' or 'poplar'
-    x: float,                  # where it stands, metres
-    z: float,                  # metres ahead
-    h: float,                  # height in metres
+    x: Real,                  # where it stands, metres
+    z: Real,                  # metres ahead
+    h: Real,                  # height in metres
     number: int,               # class or thing
 ):
     "Paint a tree."
@@ -416,7 +416,7 @@ def paint_garden(
     canvas: Canvas,            # where to paint
     rng: np.random.Generator,  # plants it
     lot: Lot,                  # where it is
-    edge: float,               # metres from the middle of the road to its hedge
+    edge: Real,               # metres from the middle of the road to its hedge
 ):
     "Paint a hedge and the trees behind it."
     x, depth = lot.side*edge, lot.z1 - lot.z0
@@ -429,30 +429,30 @@ def paint_garden(
 
 TREES = ('oak', 'pine', 'poplar')
 
-# %% ../nbs/03c_toystreets.ipynb #df5692b1
+# %% ../nbs/03c_toystreets.ipynb #4032e76d
 @dataclass(frozen=True)
 class Thing:
     "One thing in the street."
     kind: str               # such as 'van'
     class_id: int           # such as `CAR`
-    x: float                # where it stands: metres from the middle of the road
-    z: float                # metres ahead, of its nearest part
-    width: float            # metres
-    height: float           # metres
+    x: Real                # where it stands: metres from the middle of the road
+    z: Real                # metres ahead, of its nearest part
+    width: Real            # metres
+    height: Real           # metres
     oncoming: bool = False  # a car that comes towards us
     on_road: bool = False   # a person who crosses the road
     umbrella: bool = False  # a person under an umbrella
 
-# %% ../nbs/03c_toystreets.ipynb #a64216c8
+# %% ../nbs/03c_toystreets.ipynb #bf5e04c4
 @dataclass(frozen=True)
 class CarShape:
     "Half width and heights of a car's body and cabin, and its lengths, in metres."
-    half: float
-    belt: float     # height of the body
-    top: float      # height of the roof
-    length: float
-    bonnet: float   # length before the cabin
-    boot: float     # length behind it
+    half: Real
+    belt: Real     # height of the body
+    top: Real      # height of the roof
+    length: Real
+    bonnet: Real   # length before the cabin
+    boot: Real     # length behind it
 
 CAR_SHAPES = {'sedan': CarShape(.9, .92, 1.48, 4.4, 1.1, .7), 'van': CarShape(.98, 1.05, 2.1, 4.8, .5, .06),
               'pickup': CarShape(.98, 1., 1.78, 5.2, 1.2, 1.9)}
@@ -485,7 +485,8 @@ def paint_end(canvas, car, shape, paint, before, number):
                    .5 if car.kind == 'pickup' and not car.oncoming else 1.1)                      # an open bed, or a bonnet or boot
     upright(.95, .8, belt, top, paint)
     upright(.84, .72, belt + .04, top - .14, CAR_GLASS)
-    canvas.polygon([(x - w*.5, belt + .2, foot), (x - w*.66, top - .16, head), (x - w*.1, top - .16, head)], mix(CAR_GLASS, (255, 255, 255), .3), number)
+    glint = [(x - w*.5, belt + .2, foot), (x - w*.66, top - .16, head), (x - w*.1, top - .16, head)]
+    canvas.polygon(glint, mix(CAR_GLASS, (255, 255, 255), .3), number)
     canvas.front(x - w, x + w, .3, belt, z, paint, number, .94)
     canvas.front(x - w*.98, x + w*.98, .2, .42, z - .03, (46, 46, 50), number)                    # bumper
     if car.oncoming: canvas.front(x - w*.5, x + w*.5, .5, .74, z - .02, (46, 46, 50), number)     # grille
@@ -500,7 +501,8 @@ def paint_car(canvas, rng, car, number):
     paint_flank(canvas, car, shape, 1 if x < canvas.camera.x else -1, paint, before, number)
     paint_end(canvas, car, shape, paint, before, number)
     for side in (-1, 1):
-        canvas.front(x + side*w*.96, x + side*w*.62, .58, .8, z - .02, (255, 246, 214) if car.oncoming else (200, 44, 40), number, 1., .95 if lit else .3)
+        glass = (255, 246, 214) if car.oncoming else (200, 44, 40)
+        canvas.front(x + side*w*.96, x + side*w*.62, .58, .8, z - .02, glass, number, 1., .95 if lit else .3)
         if lit and car.oncoming: canvas.lamp(x + side*w*.78, .7, z, 1.35, (.85, .72, .46), number)
         elif lit: canvas.lamp(x + side*w*.78, .7, z, .8, (.5, .07, .05), number)
     canvas.shadow([(x - w*1.12, z - .35), (x + w*1.12, z - .35), (x + w*1.12, z + shape.length), (x - w*1.12, z + shape.length)], 135)
@@ -565,8 +567,8 @@ def paint_sign(canvas, rng, sign, number):
 
 SIGNS = ('stop sign', 'yield sign', 'arrow sign')
 
-# %% ../nbs/03c_toystreets.ipynb #760c2dc9
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+# %% ../nbs/03c_toystreets.ipynb #4307b807
+Box = tuple[Real, Real, Real, Real]  # left, top, right, bottom in pixels
 FRAME = (0, 0, SIZE, SIZE)
 
 def boxes(
@@ -615,7 +617,7 @@ def hides(
     "Tell whether something hides more than a fifth of what is behind it."
     return sum(overlap(part, back) for part in front) > .2*area(back)
 
-# %% ../nbs/03c_toystreets.ipynb #01528d09
+# %% ../nbs/03c_toystreets.ipynb #70308580
 def plan_cars(
     rng: np.random.Generator,  # source of every choice
     layout: Layout,            # the cross-section
@@ -659,8 +661,8 @@ def plan_people(
 
 def nearest_in_frame(
     camera: Camera,      # who looks
-    x: float,            # metres from the middle of the road
-    least: float = 5.5,  # metres ahead
+    x: Real,            # metres from the middle of the road
+    least: Real = 5.5,  # metres ahead
 ) -> float:              # metres ahead
     "Find how near a thing at x may be without leaving the frame."
     room = (camera.centre if x < camera.x else SIZE - camera.centre) - 7
@@ -708,12 +710,13 @@ def plan_lots(
             z, hidden = z + depth, 0 if garden else storeys
     return sorted(lots, key=lambda lot: -lot.z0)
 
-# %% ../nbs/03c_toystreets.ipynb #da92e6e2
-ENDINGS = {'day': (' on a sunny day', ' by day', ' under a blue '), 'dusk': (' at dusk', ' in the evening', ' under the evening '),
-           'rain': (' on a rainy day', ' in the rain', ' under a grey ')}   # the third kind ends with the sky
+# %% ../nbs/03c_toystreets.ipynb #cf7a0135
+ENDINGS = {'day': (' in the sun', ' by day', ' under a blue '), 'dusk': (' at dusk', ' in the evening', ' under the evening '),
+           'rain': (' in the rain', ' on a wet day', ' under a grey ')}   # the third kind ends with the sky
 SAID = {CAR: .95, PERSON: .95, SIGN: .85, VEGETATION: .8, BUILDING: .55}    # how often a class that can be seen is named
 NAMES = ('road', 'sidewalk', 'building', 'vegetation', 'sky', 'person', 'car', 'sign')
-PLAIN = {VEGETATION: ('tree',), BUILDING: ('building', 'house'), PERSON: ('person', 'human'), CAR: ('car', 'automobile'), SIGN: ('sign', 'signboard')}
+PLAIN = {VEGETATION: ('tree',), BUILDING: ('building', 'house'), PERSON: ('person', 'human'), CAR: ('car', 'automobile'),
+         SIGN: ('sign', 'signboard')}                                       # and in one case of five the second of two
 KIND_WORDS = ('oak', 'pine', 'sedan', 'van', 'pickup', *SIGNS)              # kinds that have words
 
 def choose_word(
@@ -752,8 +755,8 @@ def describe(
 ) -> Sentence:                   # the caption
     "Caption a street."
     sentence = Sentence(('', 'a photo of ')[draw(rng, (.75, .25))])
-    if rng.random() < .2: sentence.say('a '); sentence.mention('road', 'road'); sentence.say(' in the city')
-    else: sentence.say(('a city street', 'a street')[draw(rng, (.7, .3))])
+    sentence.say(('a ', 'the ')[draw(rng, (.7, .3))])
+    sentence.mention('road', 'road')
     seen = {class_id: [thing for thing in things if thing.class_id == class_id] for class_id in SAID}
     said = [int(c) for c in rng.permutation(list(SAID)) if (seen[c] or c == BUILDING) and rng.random() < SAID[c]] or [BUILDING]
     for i, class_id in enumerate(said):
@@ -815,7 +818,7 @@ def mirror_ground(
     share = np.clip(.36 + noise(rng, 32, h, w, (1, 2))[top:] * np.float32(.12), .1, .6) * ground[top:]
     image[top:] += (mirror - image[top:]) * share[..., None]
 
-# %% ../nbs/03c_toystreets.ipynb #fd141f2e
+# %% ../nbs/03c_toystreets.ipynb #261e4314
 @lru_cache
 def rain_field(
     number: int,   # which of the fields
@@ -832,11 +835,11 @@ def rain_field(
 def vignette() -> Float32[np.ndarray, "128 128"]:
     "Make a factor that darkens the corners a little."
     axis = (np.arange(SIZE) + .5) / SIZE * 2 - 1
-    return (1.02 - .1*(axis[:, None]**2 + axis[None]**2)).astype(np.float32)
+    return (1.05 - .1*(axis[:, None]**2 + axis[None]**2)).astype(np.float32)
 
 def grade(
     image: Float32[np.ndarray, "h w 3"],     # a picture
-    saturation: float,                       # 0: grey, 1: as it is
+    saturation: Real,                       # 0: grey, 1: as it is
     factor: Float32[np.ndarray, "h w"],      # brightness of each pixel
 ) -> Float32[np.ndarray, "h w 3"]:           # the picture as it is shown
     "Mix each colour with its grey (luma of ITU-R BT.601), and scale it."
@@ -897,7 +900,7 @@ def paint_lot(
     x, out = side*edge, side*(edge - reach)
     canvas.shadow([(x, lot.z0), (out, lot.z0), (out, lot.z1), (x, lot.z1)], 88)
 
-# %% ../nbs/03c_toystreets.ipynb #288e5518
+# %% ../nbs/03c_toystreets.ipynb #98da8f71
 def paint_street(
     rng: np.random.Generator,  # the generator that made the plan
     street: Street,            # what to paint
@@ -920,4 +923,5 @@ def paint_street(
     image *= (texture * (1 - ground*canvas.darkness()))[..., None]
     light_up(image, numbers, canvas, ground, rng)
     instances = np.where(numbers >= FIRST_THING, numbers - np.uint8(FIRST_THING - 1), 0).astype(np.uint8)
-    return Painting(to_uint8(grade(image, canvas.mood.saturation, vignette())), labels, np.zeros_like(labels), instances, tuple(thing.kind for thing in street.things))
+    image = to_uint8(grade(image, canvas.mood.saturation, vignette()))
+    return Painting(image, labels, np.zeros_like(labels), instances, tuple(thing.kind for thing in street.things))

@@ -196,7 +196,7 @@ def write_text(
     "Write a text file."
     write_file(path, lambda aside: aside.write_text(text, encoding='utf-8'))
 
-# %% ../nbs/03d_toyworld.ipynb #534a4504
+# %% ../nbs/03d_toyworld.ipynb #8f765a5c
 def claim(
     folder: Path,            # where to write
     contents: Mapping,       # what the folder holds: layout, look, world version ...
@@ -212,7 +212,8 @@ def claim(
         held = {key: value for key, value in card.items() if key != 'splits'}
         if held != dict(contents): raise FileExistsError(f'{folder} holds {held}, not {dict(contents)}; choose another folder.')
         there = card['splits'].get(split, part)
-        if there['seeds'] != part['seeds']: raise FileExistsError(f'{folder} holds a split {split!r} of other seeds; choose another folder or split.')
+        if there['seeds'] != part['seeds']:
+            raise FileExistsError(f'{folder} holds a split {split!r} of other seeds; choose another folder or split.')
         if there['complete']: return False
     elif folder.exists() and any(folder.iterdir()):
         first = min(path.name for path in folder.iterdir())
@@ -301,7 +302,7 @@ def write_voc(
     contents = {'layout': 'voc', 'look': look, 'world_version': WORLD_VERSION}
     return write_world(folder, contents, split, seeds, write, finish, workers)
 
-# %% ../nbs/03d_toyworld.ipynb #05b3e90d
+# %% ../nbs/03d_toyworld.ipynb #ce6ed4d6
 def toy_wnids() -> Mapping[str, str]:   # class name -> made-up WordNet id, in the order of class ids
     "Make up a WordNet id for each class of toys."
     return MappingProxyType({name: f'n9{i:07d}' for i, name in enumerate(toy_objects().names, start=1)})
@@ -328,7 +329,8 @@ def write_imagenet_s(
         return path
     def finish(folder, paths):
         write_text(folder / f'ImageNetS_categories_im{len(wnids)}.txt', ''.join(f'{wnid}\n' for wnid in wnids.values()))
-        write_text(folder / 'words.txt', ''.join(f'{wnid} {", ".join((name, *toy_objects().synonyms.get(name, ())))}\n' for name, wnid in wnids.items()))
+        words = {wnid: ', '.join((name, *toy_objects().synonyms.get(name, ()))) for name, wnid in wnids.items()}
+        write_text(folder / 'words.txt', ''.join(f'{wnid} {line}\n' for wnid, line in words.items()))
     contents = {'layout': 'imagenet-s', 'look': 'objects', 'count': 1, 'world_version': WORLD_VERSION}
     return write_world(folder, contents, split, seeds, write, finish, workers)
 
@@ -384,7 +386,7 @@ def shipped(
     raise FileNotFoundError(f'{name!r} does not come with this installation of synseg_kit (looked for {" and ".join(map(str, places))}). '
                             f'There is: {", ".join(there) or "nothing beside it"}.')
 
-# %% ../nbs/03d_toyworld.ipynb #73ccb396
+# %% ../nbs/03d_toyworld.ipynb #4b8363e6
 def load_toy_pipeline(
     device: 'str | torch.device' = 'cpu',      # where to run
     dtype: 'torch.dtype | None' = None,        # None: float32
@@ -392,6 +394,7 @@ def load_toy_pipeline(
     "Load the tiny Stable Diffusion that has learned the toy world."
     import torch                                    # these two take seconds, and painting needs neither
     from diffusers import StableDiffusionPipeline
-    pipe = StableDiffusionPipeline.from_pretrained(shipped('toy-sd'), torch_dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True)
+    settings = dict(torch_dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(shipped('toy-sd'), **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

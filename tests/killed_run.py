@@ -1,12 +1,13 @@
-"""Synthesises a small dataset over and over in child processes that are killed with SIGKILL, until one is left to finish.
+"""Synthesises a small dataset three times; `test_synthesis.py` compares the files.
 
-    python tests/killed_run.py FOLDER time 0.3 0.7   kill the first child after 0.3 s, the second after 0.7 s
-    python tests/killed_run.py FOLDER rename 0 4     kill the first child before its first rename, the second before its fifth
-    python tests/killed_run.py FOLDER none           let it run
+    python tests/killed_run.py FOLDER SEED
 
-Prints a line for each child: its exit code (-9: killed) and the seconds it ran.
+FOLDER/whole is left alone. FOLDER/renames is killed with SIGKILL before chosen renames of files, FOLDER/times after times drawn with SEED; after each kill
+the run is started again, at last to its end. Prints the exit code of every child as JSON (-9: killed).
 """
+import json
 import os
+import random
 import signal
 import sys
 import time
@@ -24,6 +25,7 @@ from tiny import tiny_pipeline, tiny_prompt
 PETS = ClassSet('pets', ('cat', 'dog', 'ball', 'mushroom', 'sailboat'))
 PROMPTS = tuple(map(tiny_prompt, ('a cat and a dog', 'a red ball', 'a mushroom and a cat', 'the sailboat', 'a dog on a ball')))
 SETTINGS = SynthesisSettings(steps=2, block_size=2, seed=3, height=32, width=32)
+RENAMES = (0, 1, 3, 6, 8, 7, 1, 3, 4, 1, 2)  # before dataset.json; a first file; a later one; a record; ... of the next blocks; each of the three lists
 
 
 def kill_before_rename(number):
@@ -37,24 +39,35 @@ def kill_before_rename(number):
     os.replace = replace
 
 
-def attempt(pipe, folder, how, limit):
-    "Run once in a child; limit None: to the end."
-    child, start = os.fork(), time.monotonic()
-    if child == 0:
-        try:
-            if how == 'rename' and limit is not None: kill_before_rename(int(limit))
-            synthesize(pipe, PROMPTS, folder, PETS, SETTINGS, progress=False)
-            os._exit(0)
-        except BaseException: traceback.print_exc()
-        os._exit(1)
-    while how == 'time' and limit is not None and time.monotonic() - start < limit and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None: time.sleep(.002)
-    if how == 'time' and limit is not None: os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(code, round(time.monotonic() - start, 3), flush=True)
+def start(pipe, folder, prepare=lambda: None):
+    "Start a run in a child process."
+    child = os.fork()
+    if child: return child
+    try:
+        prepare()
+        synthesize(pipe, PROMPTS, folder, PETS, SETTINGS, progress=False)
+        os._exit(0)
+    except BaseException: traceback.print_exc()
+    os._exit(1)
+
+
+def wait(child): return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_after(seconds, child):
+    "Kill a child after a while; one that was done by then stays done."
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return wait(child)
 
 
 if __name__ == '__main__':
-    folder, how, *limits = sys.argv[1:]
+    folder, seed = Path(sys.argv[1]), int(sys.argv[2])
     pipe = tiny_pipeline()
     make_block(pipe, PROMPTS[:1], (0,), PETS, SETTINGS)  # what is loaded late is loaded now, once for all children
-    for limit in [*map(float, limits), None]: attempt(pipe, folder, how, limit)
+    begin = time.monotonic()
+    codes = {'whole': [wait(start(pipe, folder / 'whole'))]}
+    seconds, draw = time.monotonic() - begin, random.Random(seed)
+    codes['renames'] = [wait(start(pipe, folder / 'renames', lambda n=n: kill_before_rename(n))) for n in RENAMES] + [wait(start(pipe, folder / 'renames'))]
+    codes['times'] = [killed_after(draw.uniform(0, .35 * seconds), start(pipe, folder / 'times')) for _ in range(8)] + [wait(start(pipe, folder / 'times'))]
+    print(json.dumps(codes))

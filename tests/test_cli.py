@@ -5,12 +5,13 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import pytest
+from tiny import tiny_pipeline
 
 from synseg_kit import cli
+from synseg_kit.toyworld import shipped
 
 COMMANDS = ('generate', 'train', 'evaluate', 'render', 'run', 'results')
 
@@ -29,9 +30,9 @@ def error_line(capsys, *arguments):
     except SystemExit as stop:
         status = stop.code
     said = capsys.readouterr()
-    assert status == 2 and said.out == '' and said.err.count('\n') == 1 and said.err.endswith('\n'), said
-    assert said.err.startswith('synseg') and 'Traceback' not in said.err
-    return said.err
+    complaints = [line for line in said.err.split('\n') if line and not line.startswith('\r')]  # progress bars begin with a return
+    assert status == 2 and said.out == '' and len(complaints) == 1 and complaints[0].startswith('synseg'), said
+    return complaints[0]
 
 
 @pytest.mark.parametrize('command', COMMANDS)
@@ -110,6 +111,18 @@ def test_debug_shows_the_traceback(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError): cli.main(['generate', '--out', 'x', '--prompts', 'missing.txt', '--debug'])
 
 
+def test_defaults_are_those_of_the_library_and_the_help_names_them(capsys):
+    from synseg_kit.training import SegmenterSettings
+    parsed, settings = cli.build_parser().parse_args(['train', '--data', 'd', '--out', 'o']), SegmenterSettings()
+    for name in ('architecture', 'encoder', 'encoder_weights', 'steps', 'batch_size', 'learning_rate', 'precision', 'seed'):
+        assert getattr(parsed, name) == getattr(settings, name), name
+    assert parsed.crop == settings.augmentation.crop
+    with pytest.raises(SystemExit): cli.main(['train', '--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    for value in (settings.architecture, settings.encoder, settings.steps, settings.batch_size, settings.learning_rate, settings.augmentation.crop):
+        assert f'(default: {value})' in text
+
+
 def test_an_error_nobody_foresaw_is_named(capsys, monkeypatch):
     def broken(arguments): raise KeyError('x')
     monkeypatch.setattr(cli, 'results', broken)
@@ -178,9 +191,11 @@ def test_results_lists_and_finds_the_stale(tmp_path, capsys):
 
 @pytest.fixture(scope='module')
 def line(tmp_path_factory):
-    """The whole line at its smallest: a dataset, a segmenter, real images."""
+    """The whole line at its smallest: a pipeline of random weights, a dataset, a segmenter, real images."""
     folder = tmp_path_factory.mktemp('line')
-    status = [cli.main(['generate', '--out', str(folder / 'data'), '--count', '4', '--block-size', '2', '--steps', '2', '--device', 'cpu']),
+    tiny_pipeline().save_pretrained(folder / 'pipeline')
+    (folder / 'captions.txt').write_text('a cat and a ball\nheavy rain\na ball on the grass\n')
+    status = [cli.main([*generate(folder), '--steps', '2']),
               cli.main(['train', '--data', str(folder / 'data'), '--out', str(folder / 'segmenter'), '--encoder', 'resnet18', '--steps', '2',
                         '--batch-size', '2', '--crop', '64', '--device', 'cpu']),
               cli.main(['render', '--out', str(folder / 'real'), '--count', '3'])]
@@ -188,14 +203,32 @@ def line(tmp_path_factory):
     return folder
 
 
+def generate(folder):
+    """The arguments that make four images from the captions."""
+    return ['generate', '--model', str(folder / 'pipeline'), '--prompts', str(folder / 'captions.txt'), '--out', str(folder / 'data'),
+            '--count', '4', '--block-size', '2', '--device', 'cpu']
+
+
 def test_the_line_leaves_what_it_says(line):
     assert len(list((line / 'data/JPEGImages').iterdir())) == 4
     assert (line / 'segmenter/model.safetensors').is_file() and (line / 'segmenter/segmenter.json').is_file()
-    assert len(list((line / 'real/SegmentationClass').iterdir())) == 3
+    assert len(list((line / 'real').rglob('SegmentationClass/*.png'))) == 3
+
+
+def test_captions_are_used_in_order_and_again(line):
+    lines = [json.loads(text) for text in (line / 'data/metadata.jsonl').read_text().splitlines()]
+    assert [one['text'] for one in lines] == ['a cat and a ball', 'a ball on the grass'] * 2
+
+
+def test_generate_goes_on_without_a_change(line, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (line / 'data').rglob('*.jpg')}
+    assert cli.main([*generate(line), '--steps', '2']) == 0
+    assert '4 images with pseudo-masks' in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (line / 'data').rglob('*.jpg')}
 
 
 def test_the_line_ends_in_a_score(line, capsys):
-    arguments = ['evaluate', '--model', str(line / 'segmenter'), '--data', str(line / 'real'), '--split', 'train', '--device', 'cpu']
+    arguments = ['evaluate', '--model', str(line / 'segmenter'), '--data', str(line / 'real'), '--device', 'cpu']
     assert cli.main(arguments) == 0
     assert re.search(r'^mIoU +0\.\d{3}$', capsys.readouterr().out, re.M)
     assert cli.main([*arguments, '--json']) == 0
@@ -205,10 +238,22 @@ def test_the_line_ends_in_a_score(line, capsys):
 
 def test_another_dataset_in_the_folder_is_refused(line, capsys):
     before = {path: path.read_bytes() for path in (line / 'data').rglob('*') if path.is_file()}
-    error_line(capsys, 'generate', '--out', line / 'data', '--count', '4', '--block-size', '2', '--steps', '3', '--device', 'cpu')
+    assert 'steps' in error_line(capsys, *generate(line), '--steps', '3')
     assert before == {path: path.read_bytes() for path in (line / 'data').rglob('*') if path.is_file()}
 
 
-def test_streets_are_read_as_cityscapes(line, tmp_path, capsys):
-    assert cli.main(['render', '--look', 'streets', '--layout', 'cityscapes', '--count', '2', '--out', str(tmp_path / 'city')]) == 0
-    assert any(Path(tmp_path / 'city').rglob('*_labelIds.png'))
+def test_the_shipped_model_makes_what_class_names_ask_for(tmp_path):
+    assert cli.main(['generate', '--out', str(tmp_path / 'data'), '--count', '2', '--objects', '2', '--steps', '2', '--device', 'cpu']) == 0
+    lines = [json.loads(text) for text in (tmp_path / 'data/metadata.jsonl').read_text().splitlines()]
+    assert [len(one['mentions']) for one in lines] == [2, 2]
+
+
+@pytest.mark.parametrize(('layout', 'look', 'protocol'), [('voc', 'objects', 'voc'), ('voc', 'streets', 'voc'), ('imagenet-s', 'objects', 'imagenet-s'),
+                                                           ('cityscapes', 'streets', 'cityscapes')])
+def test_each_layout_is_read_by_its_protocol(tmp_path, capsys, layout, look, protocol):
+    assert cli.main(['render', '--look', look, '--layout', layout, '--count', '2', '--out', str(tmp_path / 'real')]) == 0
+    arguments = ['evaluate', '--model', str(shipped(f'toy-oracle/{look}')), '--data', str(tmp_path / 'real'), '--protocol', protocol, '--device', 'cpu', '--json']
+    capsys.readouterr()
+    assert cli.main(arguments) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures['protocol'] == protocol and figures['images'] == 2 and figures['miou'] > 0.6

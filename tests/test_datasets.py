@@ -343,7 +343,7 @@ def test_leavings_of_a_killed_run_are_removed(tmp_path):
     (lambda s: replace(s, mask=replace(s.mask, reliability=s.mask.reliability * np.float32('nan'))), 'must be from 0 to 1')])
 def test_a_bad_sample_leaves_nothing(tmp_path, spoil, says):
     with pytest.raises(ValueError, match=says), SampleWriter(tmp_path, FARM, 2, 2) as writer: writer.write(0, [sample(0), spoil(sample(1))])
-    assert list(contents(tmp_path)) == ['dataset.json']
+    assert not [*tmp_path.iterdir()]
     assert contents(write(tmp_path, 2).root) == contents(write(tmp_path.with_name('fresh'), 2).root)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from killed_run import PETS, PROMPTS, SETTINGS
+from killed_run import PETS, PROMPTS, RENAMES, SETTINGS
 from peft import LoraConfig
 from tiny import tiny_pipeline, tiny_prompt, tiny_xl_pipeline
 
@@ -77,6 +77,14 @@ def test_prompts_are_refused(pipe, tmp_path, prompts, error, says):
 def test_plain_text_is_refused(pipe, tmp_path):
     plain = synthesize.__wrapped__ if hasattr(synthesize, '__wrapped__') else synthesize  # without the type check that tests add
     with pytest.raises(TypeError, match="prompt 0 is 'a cat'; make a Prompt of it"): plain(pipe, ('a cat',), tmp_path / 'new', PETS)
+
+
+@pytest.mark.parametrize('wrong, says', [
+    (dict(recipe='magic'), "unknown recipe 'magic'"), (dict(recipe_parameters={'gamma': 1}), "has no parameter 'gamma'"), (dict(capture={'keep': 'all'}), 'keep is one or more of'),
+    (dict(height=33), 'divisible by')])
+def test_settings_that_fail_in_the_first_block_leave_nothing(pipe, tmp_path, wrong, says):
+    with pytest.raises(ValueError, match=says): make(pipe, tmp_path / 'new', settings=replace(SETTINGS, **wrong))
+    assert not (tmp_path / 'new').exists()
 
 
 def test_every_tokenizer_is_asked():
@@ -252,26 +260,26 @@ def test_an_error_in_a_block_keeps_the_blocks_before(pipe, whole, tmp_path, monk
 
 # ---- SIGKILL
 
-def killed(folder, how, *limits):
-    "Run `killed_run.py`; give the exit codes and seconds of its children."
-    command = [sys.executable, str(Path(__file__).with_name('killed_run.py')), str(folder), how, *map(str, limits)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory):
+    "Run `killed_run.py`; give its folder, the seed of its times and the exit codes of its children."
+    folder, seed = tmp_path_factory.mktemp('killed'), random.randrange(2**32)
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name('killed_run.py')), str(folder), str(seed)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    codes, seconds = zip(*((int(code), float(s)) for code, s in map(str.split, done.stdout.splitlines())))
-    assert codes[-1] == 0, done.stderr
-    return codes, seconds
+    return folder, seed, json.loads(done.stdout)
 
 
-def test_killed_at_every_kind_of_moment(tmp_path):
-    "Before the first rename, between the files of a block, before and after its record, among the lists at the end."
-    killed(tmp_path / 'whole', 'none')
-    codes, _ = killed(tmp_path / 'broken', 'rename', 0, 1, 3, 6, 7, 2, 7, 1, 2, 3)
-    assert codes.count(-9) == 10
-    assert contents(tmp_path / 'broken') == contents(tmp_path / 'whole')
+def test_killed_at_every_kind_of_moment(killed):
+    "Before dataset.json, between the files of a block, before and after its record, among the lists at the end."
+    folder, _, codes = killed
+    assert codes['whole'] == [0] and codes['renames'] == [-9] * len(RENAMES) + [0]
+    assert contents(folder / 'renames') == contents(folder / 'whole')
 
 
-def test_killed_at_random_times(tmp_path):
-    _, (seconds, ) = killed(tmp_path / 'whole', 'none')
-    times = sorted(random.uniform(0, seconds) for _ in range(6))
-    codes, _ = killed(tmp_path / 'broken', 'time', *times)
-    assert contents(tmp_path / 'broken') == contents(tmp_path / 'whole'), f'killed after {times} s, exit codes {codes}'
+def test_killed_at_random_times(killed):
+    folder, seed, codes = killed
+    assert codes['times'][-1] == 0 and -9 in codes['times'], f'times drawn with seed {seed}'
+    assert contents(folder / 'times') == contents(folder / 'whole'), f'times drawn with seed {seed}, exit codes {codes["times"]}'
+
+
+def test_processes_agree(killed, whole): assert contents(killed[0] / 'whole') == contents(whole.root)
