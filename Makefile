@@ -24,9 +24,9 @@ $(BIN)/python:
 $(STAMP): $(BIN)/python settings.ini setup.py pyproject.toml constraints.txt
 	@echo 'Installing synseg_kit and its requirements into $(VENV) (a few minutes the first time) ...'
 	@$(PIP) install --quiet --upgrade pip 'setuptools>=77' wheel
-	@$(PIP) install --progress-bar off -c constraints.txt -e '.[dev]' \
+	@$(PIP) install -c constraints.txt -e '.[dev]' | { grep -v '^Requirement already satisfied' || true; } \
 	  || { echo 'The tested set in constraints.txt could not be installed; trying the newest versions within bounds.'; \
-	       $(PIP) install --progress-bar off -e '.[dev]'; }
+	       $(PIP) install -e '.[dev]'; }
 	@touch $@
 
 quickstart: $(STAMP)  ## the whole line on the toy world: runs/quickstart/report.html

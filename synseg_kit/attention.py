@@ -33,50 +33,54 @@ from torch.nn.attention import SDPBackend
 
 from .prompts import Prompt, token_positions
 
-# %% ../nbs/04_attention.ipynb #31283405
+# %% ../nbs/04_attention.ipynb #2e53079b
 def attend(query: Float[Tensor, "b h n d"],
            key: Float[Tensor, "b h t d"],
            value: Float[Tensor, "b h t d"],
            attn_mask: Tensor | None = None,  # boolean (True is seen) or added to the scores; broadcasts to [b, h, n, t]
-           dropout_p: float = 0.0,
-           is_causal: bool = False,
+           dropout_p: float = 0.0,  # 0 to 1
+           is_causal: bool = False,  # whether a row sees only the tokens before it
            scale: float | None = None,  # None: 1 / sqrt(d)
-           enable_gqa: bool = False,
+           enable_gqa: bool = False,  # fewer heads of keys than of queries
            sdpa=F.scaled_dot_product_attention,  # the public function, for the cases whose kernel keeps its log-sum-exp
-           ) -> tuple[Float[Tensor, "b h n d"], Float[Tensor, "b h n"] | None]:  # the output, bit for bit that of `sdpa`; log-sum-exp, or None where the kernel keeps it
-    "Run the attention kernel that PyTorch would choose, and ask it for its log-sum-exp."
+           ) -> tuple[Float[Tensor, "b h n d"], Float[Tensor, "b h n"] | None]:  # output; log-sum-exp, None if not told
+    "Run the attention kernel that PyTorch would choose (the output has the same bits), and ask it for its log-sum-exp."
     device, inputs = query.device.type, (query, key, value)
     if attn_mask is None and not (is_causal or enable_gqa) and device in ('cpu', 'cuda'):
         backend = SDPBackend(torch._fused_sdp_choice(*inputs, None, dropout_p, False, scale=scale))
         if (device, backend) in KERNELS: return KERNELS[device, backend](*inputs, dropout_p, scale)
-    return sdpa(*inputs, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa), None
+    return sdpa(*inputs, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa), None
 
-# %% ../nbs/04_attention.ipynb #85115806
+# %% ../nbs/04_attention.ipynb #12449577
+_aten = torch.ops.aten
+
+
 def _flash_cpu(query, key, value, dropout_p, scale):
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, False, scale=scale)
+    return _aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, False, scale=scale)
 
 
 def _flash_cuda(query, key, value, dropout_p, scale):
     width = query.shape[-1]
     padded = [F.pad(x, (0, -width % 8)) if width % 8 else x for x in (query, key, value)]
-    output, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(*padded, dropout_p, False, False, scale=scale or width ** -.5)
+    scale = width ** -.5 if scale is None else scale
+    output, lse, *_ = _aten._scaled_dot_product_flash_attention(*padded, dropout_p, False, False, scale=scale)
     return output[..., :width], lse[..., :query.shape[-2]]
 
 
 def _efficient_cuda(query, key, value, dropout_p, scale):
-    output, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True, dropout_p, False, scale=scale)
+    output, lse, *_ = _aten._scaled_dot_product_efficient_attention(query, key, value, None, True, dropout_p, scale=scale)
     return output, lse[..., :query.shape[-2]]
 
 
 def _cudnn_cuda(query, key, value, dropout_p, scale):
-    output, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, dropout_p, False, False, scale=scale)
+    output, lse, *_ = _aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, dropout_p, scale=scale)
     return output, lse.reshape(query.shape[:-1])
 
 
 KERNELS = {('cpu', SDPBackend.FLASH_ATTENTION): _flash_cpu, ('cuda', SDPBackend.FLASH_ATTENTION): _flash_cuda,
            ('cuda', SDPBackend.EFFICIENT_ATTENTION): _efficient_cuda, ('cuda', SDPBackend.CUDNN_ATTENTION): _cudnn_cuda}
 
-# %% ../nbs/04_attention.ipynb #0af42f6b
+# %% ../nbs/04_attention.ipynb #d2768932
 def attention_columns(query: Float[Tensor, "b h n d"],
                       key: Float[Tensor, "b h t d"],
                       lse: Float[Tensor, "b h n"] | None,  # log-sum-exp of each row of scores; None: compute it here
@@ -97,12 +101,13 @@ def attention_columns(query: Float[Tensor, "b h n d"],
 
 def _as_bias(mask, dtype):
     mask = mask[(None,) * (4 - mask.ndim)]
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else mask.to(dtype)
+    if mask.dtype != torch.bool: return mask.to(dtype)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 def _scores(query, key, bias): return query @ key.mT if bias is None else query @ key.mT + bias
 
-# %% ../nbs/04_attention.ipynb #7ef34963
+# %% ../nbs/04_attention.ipynb #affb0877
 _thread = threading.local()  # .visits: listener -> the attention layer this thread is in
 _lock = threading.Lock()
 _open_taps, _original = 0, F.scaled_dot_product_attention
@@ -115,14 +120,14 @@ def _visits() -> dict:
 
 
 def _tapped(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    visits, options = _visits(), dict(attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
-    if not visits: return _original(query, key, value, **options)
+    inputs, options = (query, key, value), (attn_mask, dropout_p, is_causal)
+    if not (visits := _visits()): return _original(*inputs, *options, scale=scale, enable_gqa=enable_gqa)
     device = query.device.type
-    if torch.is_autocast_enabled(device): query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
-    if _original is _BUILTIN: output, lse = attend(query, key, value, **options)
-    else: output, lse = _original(query, key, value, **options), None  # somebody's own attention function: it stays in charge
+    if torch.is_autocast_enabled(device): inputs = [x.to(torch.get_autocast_dtype(device)) for x in inputs]
+    if _original is _BUILTIN: output, lse = attend(*inputs, *options, scale, enable_gqa)
+    else: output, lse = _original(*inputs, *options, scale=scale, enable_gqa=enable_gqa), None  # somebody's own: it stays
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        for visit in visits.values(): visit.hear(query, key, lse, scale, attn_mask)
+        for visit in visits.values(): visit.hear(*inputs[:2], lse, scale, attn_mask)
     return output
 
 
@@ -155,34 +160,40 @@ def unet_sites(unet: UNet2DConditionModel) -> tuple[Site, ...]:  # in the order 
 
 ADAPTERS = {UNet2DConditionModel: unet_sites}  # kind of denoiser -> function that lists its sites
 
-# %% ../nbs/04_attention.ipynb #4e569dce
+# %% ../nbs/04_attention.ipynb #81333edc
 def find_sites(pipe: DiffusionPipeline) -> tuple[nn.Module, tuple[Site, ...]]:  # the denoiser, its attention layers
     "Find a pipeline's denoiser and the attention layers in it."
     denoiser = next((part for name in ('unet', 'transformer') if (part := getattr(pipe, name, None)) is not None), None)
-    if denoiser is None: raise TypeError(f'{type(pipe).__name__} has neither a unet nor a transformer to listen to; give a text-to-image pipeline')
+    if denoiser is None:
+        raise TypeError(f'{type(pipe).__name__} has neither a unet nor a transformer to listen to; give a '
+                        'text-to-image pipeline')
     if any(_is_compiled(module) for module in denoiser.modules()):
-        raise ValueError('the denoiser is compiled, and inside a compiled graph attention cannot be heard; capture with the eager module (its `_orig_mod`), or compile the other parts only')
+        raise ValueError('the denoiser is compiled, and inside a compiled graph attention cannot be heard; capture '
+                         'with the eager module (its `_orig_mod`), or compile the other parts only')
     adapter = next((adapter for kind, adapter in ADAPTERS.items() if isinstance(denoiser, kind)), None)
     known = ', '.join(kind.__name__ for kind in ADAPTERS)
     if adapter is None: raise TypeError(f'no adapter for a {type(denoiser).__name__}; capture knows {known}')
     sites = adapter(denoiser)
-    if not any(site.kind == 'cross' for site in sites): raise ValueError(f'this {type(denoiser).__name__} has no cross-attention layer, so it does not read its prompt by attention')
+    if not any(site.kind == 'cross' for site in sites):
+        raise ValueError(f'this {type(denoiser).__name__} has no cross-attention layer, so it does not read its '
+                         'prompt by attention')
     return denoiser, sites
 
 
 def _is_compiled(module): return hasattr(module, '_orig_mod') or getattr(module, '_compiled_call_impl', None) is not None
 
-# %% ../nbs/04_attention.ipynb #4320a2c7
+# %% ../nbs/04_attention.ipynb #434a68cb
 def grid_of(places: int,  # how many queries a layer has
             latent: tuple[int, int],  # height, width of the latent
             ) -> tuple[int, int]:  # rows, columns
     "Find the rows and columns of a layer from its number of places."
     rows, columns = latent
     while rows * columns > max(places, 1): rows, columns = -(-rows // 2), -(-columns // 2)
-    if rows * columns != places: raise ValueError(f'{places} places are no level of a U-Net on a {latent[0]}x{latent[1]} latent')
+    if rows * columns != places:
+        raise ValueError(f'{places} places are no level of a U-Net on a {latent[0]}x{latent[1]} latent')
     return rows, columns
 
-# %% ../nbs/04_attention.ipynb #57556675
+# %% ../nbs/04_attention.ipynb #d83fc5a5
 @dataclass(frozen=True)
 class Track:
     "Which token positions of a prompt become which maps."
@@ -199,22 +210,28 @@ def track_tokens(prompt: Prompt,
                  ) -> Track:
     "Choose the tokens of a prompt whose maps are kept."
     ids = tokenizer(prompt.text, truncation=True, max_length=tokenizer.model_max_length).input_ids
-    mentions = token_positions(prompt, tokenizer)
     start, stop = int(ids[0] == tokenizer.bos_token_id), len(ids) - int(ids[-1] == tokenizer.eos_token_id)
-    kept = range(start, stop) if tokens == 'all' else sorted({position for mention in mentions for position in mention})
-    names, positions, order = tokenizer.convert_ids_to_tokens([ids[p] for p in kept]), [(p,) for p in kept], {p: i for i, p in enumerate(kept)}
-    ends = {'start': range(start), 'end': range(stop, len(ids)), 'padding': range(len(ids), tokenizer.model_max_length)} if special else {}
-    ends = {name: tuple(where) for name, where in ends.items() if where}
-    return Track((*names, *(f'<{name}>' for name in ends)), (*positions, *ends.values()), tuple(tuple(order[p] for p in mention) for mention in mentions),
-                 tuple((name, len(positions) + i) for i, name in enumerate(ends)))
+    mentions = token_positions(prompt, tokenizer)
+    kept = range(start, stop) if tokens == 'all' else sorted({p for mention in mentions for p in mention})
+    map_of = {position: i for i, position in enumerate(kept)}
+    ends = dict(start=range(start), end=range(stop, len(ids)), padding=range(len(ids), tokenizer.model_max_length))
+    ends = {name: tuple(where) for name, where in ends.items() if special and where}
+    return Track(names=(*tokenizer.convert_ids_to_tokens([ids[p] for p in kept]), *(f'<{name}>' for name in ends)),
+                 positions=(*((p,) for p in kept), *ends.values()),
+                 mentions=tuple(tuple(map_of[p] for p in mention) for mention in mentions),
+                 special=tuple((name, len(kept) + i) for i, name in enumerate(ends)))
 
-# %% ../nbs/04_attention.ipynb #c42cecf4
+# %% ../nbs/04_attention.ipynb #333cbb3e
 def _track(pipe, prompt, tokens, special):
-    if not isinstance(prompt, Prompt): raise TypeError(f'capture needs prompts that know their mentions, got {prompt!r}; make one by find_mentions(text, class_set)')
+    if not isinstance(prompt, Prompt):
+        raise TypeError(f'capture needs prompts that know their mentions, got {prompt!r}; make one by '
+                        'find_mentions(text, class_set)')
     tokenizers = [t for t in (getattr(pipe, 'tokenizer', None), getattr(pipe, 'tokenizer_2', None)) if t is not None]
-    if not tokenizers: raise TypeError(f'{type(pipe).__name__} has no tokenizer, so the tokens of a word cannot be found')
+    if not tokenizers:
+        raise TypeError(f'{type(pipe).__name__} has no tokenizer, so the tokens of a word cannot be found')
     first, *others = (track_tokens(prompt, tokenizer, tokens, special) for tokenizer in tokenizers)
-    if any(other.positions != first.positions for other in others): raise ValueError(f'the two tokenizers of {type(pipe).__name__} cut "{prompt.text}" in different places')
+    if any(other.positions != first.positions for other in others):
+        raise ValueError(f'the two tokenizers of {type(pipe).__name__} cut "{prompt.text}" in different places')
     return first
 
 
@@ -231,8 +248,8 @@ def _gather_plan(tracks):
             column += len(positions)
     return index, mix
 
-# %% ../nbs/04_attention.ipynb #5b4105f6
-def select_steps(steps,  # None: all; index; slice, range or sequence of indices, negative from the end; two floats from 0 to 1: a window of the run
+# %% ../nbs/04_attention.ipynb #107c888a
+def select_steps(steps,  # None: all; indices (one, slice, range or list); two floats from 0 to 1: a window of the run
                  count: int | None,  # steps of the run; None: not known
                  ) -> frozenset[int] | None:  # indices from 0; None: every step
     "Resolve a choice of denoising steps."
@@ -240,7 +257,9 @@ def select_steps(steps,  # None: all; index; slice, range or sequence of indices
     listed = [steps] if isinstance(steps, int) else steps
     window = isinstance(listed, Sequence) and len(listed) == 2 and all(isinstance(x, float) for x in listed)
     if count is None:
-        if window or isinstance(listed, slice) or min(listed) < 0: raise ValueError(f"steps={steps!r} needs the number of steps, which only the pipeline's own run tells; give indices from 0")
+        if window or isinstance(listed, slice) or min(listed) < 0:
+            raise ValueError(f"steps={steps!r} needs the number of steps, which only the pipeline's own run tells; "
+                             "give indices from 0")
         return frozenset(listed)
     if isinstance(listed, slice): listed = range(count)[listed]
     if window: listed = [step for step in range(count) if listed[0] <= (step + .5) / count < listed[1]]
@@ -249,7 +268,7 @@ def select_steps(steps,  # None: all; index; slice, range or sequence of indices
     if not len(listed): raise ValueError(f'steps={steps!r} selects none of the {count} steps of the run')
     return frozenset(step % count for step in listed)
 
-# %% ../nbs/04_attention.ipynb #736f0bfd
+# %% ../nbs/04_attention.ipynb #6561a182
 class Slot(NamedTuple):
     "What one running sum is a sum of."
     grid: tuple[int, int]  # rows, columns
@@ -294,8 +313,11 @@ class Trace:
         return self.prompts[self._row(image) // self.images_per_prompt]
 
     def _row(self, image):
-        if not self.num_images: raise ValueError('nothing was captured yet: run the pipeline inside `with capture(...)`, then read the trace')
-        if not 0 <= image < self.num_images: raise IndexError(f'there is no image {image}: the trace holds {self.num_images}, from 0')
+        if not self.num_images:
+            raise ValueError('nothing was captured yet: run the pipeline inside `with capture(...)`, then read the '
+                             'trace')
+        if not 0 <= image < self.num_images:
+            raise IndexError(f'there is no image {image}: the trace holds {self.num_images}, from 0')
         return image
 
     def _track(self, image): return self.tracks[self._row(image) // self.images_per_prompt]
@@ -306,14 +328,15 @@ class Trace:
         else:
             with torch.inference_mode(False): sums[key] = shares.clone()
 
-# %% ../nbs/04_attention.ipynb #7ad2570e
+# %% ../nbs/04_attention.ipynb #560b203f
 Resolution = int | tuple[int, int]
 
 
 def _match_grid(grids, resolution):
     "The captured grid that a resolution means; the first one when it is None."
     found = [grid for grid in grids if resolution in (None, min(grid), grid)]
-    if not found: raise ValueError(f'no map of resolution {resolution} was captured; there are {_sizes(grids) or "none"}')
+    if not found:
+        raise ValueError(f'no map of resolution {resolution} was captured; there are {_sizes(grids) or "none"}')
     return found[0]
 
 
@@ -331,7 +354,8 @@ def token_maps(self: Trace,
     "Read the map of each kept token."
     row, names = self._row(image), self._track(image).names
     for name, value in (('layer', layer), ('step', step)):
-        if value is not None and name not in self.keep: raise ValueError(f"maps of a single {name} were not kept; open the capture with keep='{name}'")
+        if value is not None and name not in self.keep:
+            raise ValueError(f"maps of a single {name} were not kept; open the capture with keep='{name}'")
     slots = [slot for slot in self._sums if layer in (None, slot.layer) and step in (None, slot.step)]
     grids = [grid for grid in self.resolutions if any(slot.grid == grid for slot in slots)]
 
@@ -342,11 +366,13 @@ def token_maps(self: Trace,
 
     if weights is None: return names, mean(_match_grid(grids, resolution))
     if resolution is not None: raise ValueError('give a resolution or weights, not both')
-    if not weights or min(weights.values()) <= 0: raise ValueError(f'weights are positive numbers, one per resolution; got {dict(weights)}')
+    if not weights or min(weights.values()) <= 0:
+        raise ValueError(f'weights are positive numbers, one per resolution; got {dict(weights)}')
     mixed = {_match_grid(grids, size): weight / sum(weights.values()) for size, weight in weights.items()}
-    return names, sum(weight * F.interpolate(mean(grid)[None], max(mixed), mode='bilinear')[0] for grid, weight in mixed.items())
+    enlarged = {grid: F.interpolate(mean(grid)[None], max(mixed), mode='bilinear')[0] for grid in mixed}
+    return names, sum(weight * enlarged[grid] for grid, weight in mixed.items())
 
-# %% ../nbs/04_attention.ipynb #151f9e40
+# %% ../nbs/04_attention.ipynb #4f415c13
 @patch
 def mention_maps(self: Trace,
                  image: int,  # index of the image
@@ -377,16 +403,16 @@ def class_maps(self: Trace,
 @patch
 def by_resolution(self: Trace,
                   image: int,  # index of the image
-                  ) -> dict[tuple[int, int], Float[Tensor, "class h w"]]:  # grid, finest first -> maps in the order of the prompt's class ids
+                  ) -> dict[tuple[int, int], Float[Tensor, "class h w"]]:  # grid, finest first -> maps as in `class_maps`
     "Read the class maps at every captured resolution."
     return {grid: self.class_maps(image, grid)[1] for grid in self.resolutions}
 
-# %% ../nbs/04_attention.ipynb #8b5d60b0
+# %% ../nbs/04_attention.ipynb #5ad3e8e9
 @patch
 def special_maps(self: Trace,
                  image: int,  # index of the image
                  **where,  # resolution, weights, layer, step, as in `token_maps`
-                 ) -> dict[str, Float[Tensor, "h w"]]:  # 'start', 'end', 'padding': the mean over it (missing where the prompt fills the text)
+                 ) -> dict[str, Float[Tensor, "h w"]]:  # 'start', 'end', 'padding' (its mean; missing where there is none)
     "Read the maps of the tokens that are not words."
     special = self._track(image).special
     if not special: raise ValueError('the special tokens were not kept; open the capture with special=True')
@@ -401,30 +427,36 @@ def self_attention(self: Trace,
                    ) -> Float[Tensor, "place place"]:  # row: who looks, column: at whom; each row sums to 1
     "Read how much each place of an image looks at each other place, mean over heads, layers and steps."
     row = self._row(image)
-    if not self._self_sums: raise ValueError('self-attention was not kept; open the capture with self_attention=(16,) or other resolutions')
+    if not self._self_sums:
+        raise ValueError('self-attention was not kept; open the capture with self_attention=(16,) or other resolutions')
     grid = _match_grid(sorted(self._self_sums, reverse=True), resolution)
     return self._self_sums[grid][row] / self._counts[grid]
 
 
 @patch
 def __repr__(self: Trace):
-    if not self.num_images: return f'Trace of {len(self.prompts)} prompts, nothing captured yet'
+    if not self.num_images: return f'Trace of {_count(len(self.prompts), "prompt")}, nothing captured yet'
     tokens = ' '.join(dict.fromkeys(name.removesuffix('</w>') for track in self.tracks for name in track.names))
-    parts = [f'Trace of {self.num_images} images of {len(self.prompts)} prompts', f'tokens {tokens}' if tokens else 'no tokens',
-             f'at {_sizes(self.resolutions)} from {len(self.layers)} layers and {len(self.steps)} steps', f'a mean per {" and ".join(self.keep)}']
-    if self._self_sums: parts.append(f'self-attention at {_sizes(self._self_sums)}')
     size = sum(tensor.nbytes for tensor in (*self._sums.values(), *self._self_sums.values()))
-    return '; '.join((*parts, f'{size / 1e3:.3g} KB'))
+    parts = [f'Trace of {_count(self.num_images, "image")} of {_count(len(self.prompts), "prompt")}',
+             f'tokens {tokens}' if tokens else 'no tokens',
+             f'at {_sizes(self.resolutions)} from {_count(len(self.layers), "layer")} and {_count(len(self.steps), "step")}',
+             f'a mean per {" and ".join(self.keep)}',
+             *([f'self-attention at {_sizes(self._self_sums)}'] if self._self_sums else []), f'{size / 1e3:.3g} KB']
+    return '; '.join(parts)
 
-# %% ../nbs/04_attention.ipynb #3b045c7d
-def batch_parts(pipe: DiffusionPipeline) -> tuple[bool, ...]:  # one entry per part of the batch; True: the part that sees the prompt
+
+def _count(number, noun): return f'{number} {noun}' + 's' * (number != 1)
+
+# %% ../nbs/04_attention.ipynb #90bbcdc8
+def batch_parts(pipe: DiffusionPipeline) -> tuple[bool, ...]:  # one entry a part of the batch; True: it sees the prompt
     "Tell how a running pipeline stacks its guidance into the denoiser's batch."
     guided = pipe.do_classifier_free_guidance
     if hasattr(pipe, 'image_guidance_scale'): return (True, False, False) if guided else (True,)  # InstructPix2Pix
-    perturbed = getattr(pipe, 'do_perturbed_attention_guidance', False)  # PAG: the prompt once more, with perturbed self-attention
+    perturbed = getattr(pipe, 'do_perturbed_attention_guidance', False)  # PAG: the prompt once more, perturbed
     return (False,) * bool(guided) + (True,) + (False,) * bool(perturbed)
 
-# %% ../nbs/04_attention.ipynb #8ac1ff69
+# %% ../nbs/04_attention.ipynb #29f7bda4
 class _Call(NamedTuple):
     "One call of the denoiser that is listened to."
     batch: int
@@ -453,15 +485,16 @@ class _Listener:
         "Hook the pipeline; `undo` takes everything back."
         undo.callback(self.silence)
         if hasattr(self.pipe, 'check_inputs'):
-            before = vars(self.pipe).get('check_inputs')  # set when another capture is open on this pipeline
-            undo.callback(lambda: vars(self.pipe).update(check_inputs=before) if before else vars(self.pipe).pop('check_inputs'))
-            vars(self.pipe)['check_inputs'] = partial(self.begin, self.pipe.check_inputs)
-        hooks = [self.denoiser.register_forward_pre_hook(self.open_call, with_kwargs=True), self.denoiser.register_forward_hook(self.close_call, always_call=True)]
+            own = vars(self.pipe)
+            before = own.get('check_inputs')  # set when another capture is open on this pipeline
+            undo.callback(lambda: own.update(check_inputs=before) if before else own.pop('check_inputs'))
+            own['check_inputs'] = partial(self.begin, self.pipe.check_inputs)
+        undo.callback(self.denoiser.register_forward_pre_hook(self.open_call, with_kwargs=True).remove)
+        undo.callback(self.denoiser.register_forward_hook(self.close_call, always_call=True).remove)
         for site in self.sites:
-            if site.kind == 'cross' or self.self_attention:
-                hooks += [site.module.register_forward_pre_hook(partial(self.open_visit, site)),
-                          site.module.register_forward_hook(partial(self.close_visit, site), always_call=True)]
-        for hook in hooks: undo.callback(hook.remove)
+            if site.kind == 'self' and not self.self_attention: continue
+            undo.callback(site.module.register_forward_pre_hook(partial(self.open_visit, site)).remove)
+            undo.callback(site.module.register_forward_hook(partial(self.close_visit, site), always_call=True).remove)
 
     def silence(self):
         self.call = None
@@ -470,14 +503,21 @@ class _Listener:
     def begin(self, check_inputs, *args, **kwargs):
         "Stand in for the pipeline's `check_inputs`: see that this is the run to listen to."
         check_inputs(*args, **kwargs)
-        if self.begun: raise ValueError('a capture listens to one run of the pipeline; open another one for the next run')
-        given, expected = signature(check_inputs).bind(*args, **kwargs).arguments.get('prompt'), [prompt.text for prompt in self.trace.prompts]
-        if given is not None:
-            given = [given] if isinstance(given, str) else list(given)
-            if len(given) != len(expected): raise ValueError(f'the pipeline was given {len(given)} prompts, the capture {len(expected)}; give both the same in the same order')
-            for have, want in zip(given, expected):
-                if have != want: raise ValueError(f'the pipeline was given the prompt "{have}" where the capture has "{want}"; give both the same in the same order')
+        if self.begun:
+            raise ValueError('a capture listens to one run of the pipeline; open another one for the next run')
+        given = signature(check_inputs).bind(*args, **kwargs).arguments.get('prompt')
+        if given is not None: self.compare([given] if isinstance(given, str) else list(given))
         self.begun, self.texts_seen = True, given is not None
+
+    def compare(self, given):
+        "Refuse a run of other prompts than the capture's."
+        expected, advice = [prompt.text for prompt in self.trace.prompts], 'give both the same in the same order'
+        if len(given) != len(expected):
+            raise ValueError(f'the pipeline was given {_count(len(given), "prompt")}, the capture {len(expected)}; '
+                             f'{advice}')
+        for have, want in zip(given, expected):
+            if have != want:
+                raise ValueError(f'the pipeline was given the prompt "{have}" where the capture has "{want}"; {advice}')
 
     def open_call(self, module, args, kwargs):
         inputs = signature(module.forward).bind(*args, **kwargs).arguments
@@ -500,7 +540,8 @@ class _Listener:
             parts = (False, True) if batch == 2 * prompts * told else (True,)
         images, rest = divmod(batch, len(parts) * prompts)
         if rest or images != (told or images):
-            raise ValueError(f'the denoiser got a batch of {batch}, the capture expects {len(parts)} (parts of guidance) x {prompts} (prompts) x {told or "any number of"} (images per prompt); '
+            raise ValueError(f'the denoiser got a batch of {batch}, the capture expects {len(parts)} (parts of guidance) '
+                             f'x {prompts} (prompts) x {told or "any number of"} (images per prompt); '
                              'give the capture the prompts of this run and its images_per_prompt')
         self.trace.images_per_prompt = images
         first = parts.index(True) * prompts * images
@@ -511,10 +552,14 @@ class _Listener:
         images = self.trace.images_per_prompt
         if images > 1 and not self.texts_seen:
             same = text[rows].unflatten(0, (-1, images))
-            if not torch.equal(same, same[:, :1].expand_as(same)): raise ValueError(f'rows of the batch that should be {images} images of one prompt have different texts; is the capture given every prompt?')
+            if not torch.equal(same, same[:, :1].expand_as(same)):
+                raise ValueError(f'rows of the batch that should be {images} images of one prompt have different '
+                                 'texts; is the capture given every prompt?')
         self.selected = select_steps(self.steps, getattr(self.pipe, 'num_timesteps', None) if self.begun else None)
         index, mix = _gather_plan(self.trace.tracks)
-        if index.numel() and index.max() >= text.shape[1]: raise ValueError(f'the denoiser reads {text.shape[1]} tokens, a wanted one stands at {int(index.max())}; shorten the prompt')
+        if index.numel() and index.max() >= text.shape[1]:
+            raise ValueError(f'the denoiser reads {text.shape[1]} tokens, a wanted one stands at {int(index.max())}; '
+                             'shorten the prompt')
         self.index, self.mix = (x if x is None else x.repeat_interleave(images, 0).to(text.device) for x in (index, mix))
 
     def open_visit(self, site, module, args):
@@ -524,36 +569,43 @@ class _Listener:
         visit = _visits().pop(self, None)
         if visit is None or output is None: return  # a step nobody listens to, or an error that is on its way
         if visit.calls != 1:
-            raise ValueError(f'{site.name} called scaled_dot_product_attention {visit.calls} times, not once, so its attention cannot be read '
-                             f'(its processor is {type(getattr(module, "processor", None)).__name__}); use the default processor, without IP-Adapter, slicing or xformers')
+            processor = type(getattr(module, 'processor', None)).__name__
+            raise ValueError(f'{site.name} called scaled_dot_product_attention {visit.calls} times, not once, so its '
+                             f'attention cannot be read (its processor is {processor}); use the default processor, '
+                             'without IP-Adapter, slicing or xformers')
 
     def record(self, site, query, key, lse, scale, mask):
         "Add what one layer says at one step to the trace."
-        rows, trace = self.call.rows, self.trace
-        if len(query) != self.call.batch: raise ValueError(f'{site.name} got a batch of {len(query)}, the denoiser one of {self.call.batch}')
-        try: grid = grid_of(query.shape[2], self.call.latent)
+        call, trace = self.call, self.trace
+        if len(query) != call.batch:
+            raise ValueError(f'{site.name} got a batch of {len(query)}, the denoiser one of {call.batch}')
+        try: grid = grid_of(query.shape[2], call.latent)
         except ValueError as error: raise ValueError(f'{site.name}: {error}') from None
-        heard = dict(query=query[rows], key=key[rows], lse=None if lse is None else lse[rows], scale=scale,
-                     mask=mask[rows] if mask is not None and mask.ndim == 4 and len(mask) == self.call.batch else mask)
+        query, key, lse, mask = (_rows(x, call) for x in (query, key, lse, mask))
         if site.kind == 'self':
-            if any(wanted in (min(grid), grid) for wanted in self.self_attention): trace._add(trace._self_sums, grid, _mean_over_heads(**heard))
-            return
-        if key.shape[2] != self.call.text_length: raise ValueError(f'{site.name} attends to {key.shape[2]} tokens, the text has {self.call.text_length}')
-        shares = attention_columns(**heard, index=self.index).mean(1)  # [image, place, position]
+            if not any(size in (min(grid), grid) for size in self.self_attention): return
+            return trace._add(trace._self_sums, grid, _mean_over_heads(query, key, lse, scale, mask))
+        if key.shape[2] != call.text_length:
+            raise ValueError(f'{site.name} attends to {key.shape[2]} tokens, the text has {call.text_length}')
+        shares = attention_columns(query, key, lse, self.index, scale, mask).mean(1)  # [image, place, position]
         if self.mix is not None: shares = shares @ self.mix.to(shares)  # [image, place, kept map]
         trace.sites[site.name] += 1
-        trace._add(trace._sums, Slot(grid, site.name if 'layer' in trace.keep else None, self.step if 'step' in trace.keep else None), shares)
+        layer, step = (x if kind in trace.keep else None for kind, x in (('layer', site.name), ('step', self.step)))
+        trace._add(trace._sums, Slot(grid, layer, step), shares)
+
+
+def _rows(x, call): return x[call.rows] if x is not None and x.ndim > 2 and len(x) == call.batch else x
 
 
 def _mean_over_heads(query, key, lse, scale, mask):
     "The whole attention matrix [image, place, place], one head at a time to save memory."
+    def head(x, i): return x if x is None or x.ndim < 3 or x.shape[1] == 1 else x[:, i:i + 1]
     total, heads = 0, query.shape[1]
     for i in range(heads):
-        head = slice(i, i + 1)
-        total += attention_columns(query[:, head], key[:, head], None if lse is None else lse[:, head], None, scale, mask if mask is None or mask.shape[1] == 1 else mask[:, head])[:, 0]
+        total += attention_columns(head(query, i), head(key, i), head(lse, i), None, scale, head(mask, i))[:, 0]
     return total / heads
 
-# %% ../nbs/04_attention.ipynb #dfaf65ff
+# %% ../nbs/04_attention.ipynb #025ed1d8
 KEEP = ('resolution', 'layer', 'step')
 
 
@@ -572,24 +624,30 @@ def capture(pipe: DiffusionPipeline,
     if not prompts: raise ValueError('capture needs at least one prompt')
     if unknown := set(keep) - set(KEEP): raise ValueError(f'keep is one or more of {KEEP}, got {sorted(unknown)}')
     if tokens not in ('mentions', 'all'): raise ValueError(f"tokens is 'mentions' or 'all', got {tokens!r}")
+    self_attention = tuple(size if isinstance(size, int) else tuple(size) for size in self_attention)
     denoiser, sites = find_sites(pipe)
     trace = Trace(prompts, [_track(pipe, prompt, tokens, special) for prompt in prompts], keep)
-    if not any(track.names for track in trace.tracks) and not self_attention: raise ValueError("no prompt mentions a class, so there is nothing to capture; give tokens='all' or self_attention")
+    if not any(track.names for track in trace.tracks) and not self_attention:
+        raise ValueError("no prompt mentions a class, so there is nothing to capture; give tokens='all' or "
+                         "self_attention")
     with ExitStack() as undo:
         undo.enter_context(_tap())
-        _Listener(pipe, denoiser, sites, trace, images_per_prompt, steps, tuple(self_attention)).attach(undo)
+        _Listener(pipe, denoiser, sites, trace, images_per_prompt, steps, self_attention).attach(undo)
         yield trace
 
-# %% ../nbs/04_attention.ipynb #34496262
+# %% ../nbs/04_attention.ipynb #2acf5260
 def as_pixels(images,  # list of PIL images, list of uint8 [h, w, 3] arrays, or floats [b, 3, h, w] from 0 to 1
               ) -> Float[Tensor, "b 3 h w"]:  # 0 to 1
     "Turn images of one size into one tensor."
     if isinstance(images, Tensor):
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point(): raise ValueError(f'an image tensor is floating point [b, 3, h, w], got {images.dtype} {list(images.shape)}')
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(f'an image tensor is floating point [b, 3, h, w], got {images.dtype} {list(images.shape)}')
         return images
     arrays = [np.asarray(image.convert('RGB') if isinstance(image, Image.Image) else image) for image in images]
-    if len({array.shape for array in arrays}) != 1: raise ValueError(f'images of one batch have one size, got {sorted({array.shape for array in arrays})}')
-    if arrays[0].dtype != np.uint8 or arrays[0].ndim != 3 or arrays[0].shape[2] != 3: raise ValueError(f'an image array is uint8 [h, w, 3], got {arrays[0].dtype} {list(arrays[0].shape)}')
+    if len({array.shape for array in arrays}) != 1:
+        raise ValueError(f'images of one batch have one size, got {sorted({array.shape for array in arrays})}')
+    if arrays[0].dtype != np.uint8 or arrays[0].ndim != 3 or arrays[0].shape[2] != 3:
+        raise ValueError(f'an image array is uint8 [h, w, 3], got {arrays[0].dtype} {list(arrays[0].shape)}')
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 255
 
 
@@ -605,20 +663,31 @@ def noised_latents(pipe: DiffusionPipeline,
                    ) -> Float[Tensor, "b c h w"]:
     "Encode images and noise them to a timestep."
     scheduler, pixels = DDPMScheduler.from_config(pipe.scheduler.config), as_pixels(images)
-    if not 0 <= timestep < scheduler.config.num_train_timesteps: raise ValueError(f'timestep goes from 0 to {scheduler.config.num_train_timesteps - 1}, got {timestep}')
-    if any(side % pipe.vae_scale_factor for side in pixels.shape[-2:]): raise ValueError(f'image sides must be divisible by {pipe.vae_scale_factor}, got {pixels.shape[-2]}x{pixels.shape[-1]}')
-    latents = pipe.vae.encode((2 * pixels - 1).to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode() * pipe.vae.config.scaling_factor
-    if not latents.isfinite().all(): raise ValueError(f'the autoencoder gives numbers that are not finite in {pipe.vae.dtype}; try pipe.vae.to(torch.float32)')
+    if not 0 <= timestep < scheduler.config.num_train_timesteps:
+        raise ValueError(f'timestep goes from 0 to {scheduler.config.num_train_timesteps - 1}, got {timestep}')
+    if any(side % pipe.vae_scale_factor for side in pixels.shape[-2:]):
+        raise ValueError(f'image sides must be divisible by {pipe.vae_scale_factor}, got '
+                         f'{pixels.shape[-2]}x{pixels.shape[-1]}')
+    encoded = pipe.vae.encode((2 * pixels - 1).to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
+    latents = encoded * pipe.vae.config.scaling_factor
+    if not latents.isfinite().all():
+        raise ValueError(f'the autoencoder gives numbers that are not finite in {pipe.vae.dtype}; try '
+                         'pipe.vae.to(torch.float32)')
+    if latents.shape[1] != pipe.unet.config.in_channels:
+        raise ValueError(f'the denoiser takes {pipe.unet.config.in_channels} channels, an image has '
+                         f'{latents.shape[1]}; inpainting and depth models cannot look')
     noise = _seeded_noise(latents.shape, seed).to(latents)
-    return scheduler.add_noise(latents, noise, torch.full((len(latents),), timestep, device=latents.device)).to(pipe.unet.device, pipe.unet.dtype)
+    timesteps = torch.full((len(latents),), timestep, device=latents.device)
+    return scheduler.add_noise(latents, noise, timesteps).to(pipe.unet.device, pipe.unet.dtype)
 
-# %% ../nbs/04_attention.ipynb #7da286ab
+# %% ../nbs/04_attention.ipynb #794c6b64
 def _conditions(pipe, texts, size):
     "The denoiser's arguments that carry the text."
-    encoded = pipe.encode_prompt(prompt=texts, device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+    encoded = pipe.encode_prompt(prompt=texts, device=pipe.unet.device, num_images_per_prompt=1,
+                                 do_classifier_free_guidance=False)
     if pipe.unet.config.addition_embed_type != 'text_time': return dict(encoder_hidden_states=encoded[0])
     pooled = encoded[2]
-    sizes = torch.tensor([[*size, 0, 0, *size]], device=pooled.device, dtype=pooled.dtype).repeat(len(texts), 1)  # original size, crop, target size
+    sizes = pooled.new_tensor([[*size, 0, 0, *size]]).repeat(len(texts), 1)  # original size, crop, target size
     return dict(encoder_hidden_states=encoded[0], added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes))
 
 
@@ -628,17 +697,21 @@ def look(pipe: DiffusionPipeline,
          prompts: Sequence[Prompt],  # one per image
          timestep: int,  # how much noise, as in training: 0 to 999
          seed: int = 0,  # image i has the noise of seed + i
-         keep: str | Sequence[str] = 'resolution', tokens: str = 'mentions', special: bool = False, self_attention: Sequence[Resolution] = (),  # as in `capture`
+         keep: str | Sequence[str] = 'resolution',  # a mean per 'resolution', and also per 'layer'
+         tokens: str = 'mentions',  # 'mentions': the tokens of mentioned words; 'all': every token of the text
+         special: bool = False,  # also the start token, the end token and the mean over padding
+         self_attention: Sequence[Resolution] = (),  # resolutions whose self-attention is kept as well
          ) -> Trace:
     "Let a pipeline look at existing images for one step, and trace its attention."
-    if len(images) != len(prompts): raise ValueError(f'look needs one prompt per image, got {len(images)} images and {len(prompts)} prompts')
+    if len(images) != len(prompts):
+        raise ValueError(f'look needs one prompt per image, got {len(images)} images and {len(prompts)} prompts')
     latents = noised_latents(pipe, images, timestep, seed)
     size = [side * pipe.vae_scale_factor for side in latents.shape[-2:]]
     with capture(pipe, prompts, 1, keep=keep, tokens=tokens, special=special, self_attention=self_attention) as trace:
         pipe.unet(latents, timestep, **_conditions(pipe, [prompt.text for prompt in prompts], size))
     return trace
 
-# %% ../nbs/04_attention.ipynb #14d94d05
+# %% ../nbs/04_attention.ipynb #91e9f7c4
 def load_pipeline(model: str | Path,  # a folder with model_index.json, or a hub name such as 'organisation/name'
                   device: str | torch.device = 'cpu',
                   dtype: torch.dtype = torch.float32,
@@ -646,19 +719,29 @@ def load_pipeline(model: str | Path,  # a folder with model_index.json, or a hub
     "Load a diffusion pipeline from a folder or from the hub, never from pickled weights."
     folder = Path(model).expanduser()
     if folder.exists(): _check_folder(folder)
-    elif not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(model)): raise FileNotFoundError(f'there is no folder {model}, and it is no hub name either (organisation/name)')
-    try: pipe = DiffusionPipeline.from_pretrained(str(folder if folder.exists() else model), dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error: raise ValueError(f'{model} could not be loaded as a pipeline ({type(error).__name__}: {error})') from error
+    elif not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(model)):
+        raise FileNotFoundError(f'there is no folder {model}, and it is no hub name either (organisation/name)')
+    source = str(folder if folder.exists() else model)
+    try: pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        where = 'the folder' if folder.exists() else 'no folder here, and the hub name'
+        raise ValueError(f'{where} {model} could not be loaded as a pipeline; {type(error).__name__}: {error}') from error
     return pipe.to(device)
 
 
 def _check_folder(folder):
     "Refuse a folder that is not a pipeline or whose weights are pickled."
     index = folder / 'model_index.json'
-    if not index.is_file(): raise ValueError(f'{folder} is not a diffusers pipeline: it has no model_index.json (a folder of checkpoints or a single-file model must be converted first)')
+    if not index.is_file():
+        raise ValueError(f'{folder} is not a diffusers pipeline: it has no model_index.json (a folder of checkpoints '
+                         'or a single-file model must be converted first)')
     try: parts = json.loads(index.read_text())
     except ValueError as error: raise ValueError(f'{index} is not JSON: {error}') from error
-    if not isinstance(parts.get('_class_name'), str): raise ValueError(f'{index} names no pipeline class of diffusers; pipelines that bring their own code are not run')
+    if not isinstance(parts.get('_class_name'), str):
+        raise ValueError(f'{index} names no pipeline class of diffusers; pipelines that bring their own code are not '
+                         'run')
     for part in (folder / name for name in parts if not name.startswith('_')):
         pickled = [file.name for pattern in ('*.bin', '*.ckpt', '*.pt', '*.pth') for file in sorted(part.glob(pattern))]
-        if pickled and not any(part.glob('*.safetensors')): raise ValueError(f'{part} has pickled weights only ({pickled[0]}), which can run code when opened; convert them to safetensors')
+        if pickled and not any(part.glob('*.safetensors')):
+            raise ValueError(f'{part} has pickled weights only ({pickled[0]}), which can run code when opened; '
+                             'convert them to safetensors')

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from .attention import Resolution, Trace, as_pixels
 from .classes import ClassSet
 
-# %% ../nbs/05_masks.ipynb #7862b36f
+# %% ../nbs/05_masks.ipynb #1befac9e
 @dataclass(frozen=True, eq=False)
 class PseudoMask:
     "Labels of an image that nobody drew, and how far to trust them."
@@ -30,14 +30,20 @@ class PseudoMask:
     reliability: np.ndarray  # [h, w] float32, 0 (not at all) to 1
 
     def __post_init__(self):
-        if self.labels.ndim != 2 or self.labels.dtype not in (np.uint8, np.uint16): raise ValueError(f'labels are uint8 or uint16 [h, w], got {self.labels.dtype} {list(self.labels.shape)}')
-        if self.reliability.shape != self.labels.shape: raise ValueError(f'labels are {list(self.labels.shape)}, reliability is {list(self.reliability.shape)}; they need one shape')
-        if self.reliability.dtype != np.float32: raise ValueError(f'reliability is float32, got {self.reliability.dtype}')
-        if not ((self.reliability >= 0) & (self.reliability <= 1)).all(): raise ValueError('reliability goes from 0 to 1 and is never nan')
+        if self.labels.ndim != 2 or self.labels.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f'labels are uint8 or uint16 [h, w], got {self.labels.dtype} {list(self.labels.shape)}')
+        if self.reliability.shape != self.labels.shape:
+            raise ValueError(f'labels are {list(self.labels.shape)}, reliability is {list(self.reliability.shape)}; '
+                             'they need one shape')
+        if self.reliability.dtype != np.float32:
+            raise ValueError(f'reliability is float32, got {self.reliability.dtype}')
+        if not ((self.reliability >= 0) & (self.reliability <= 1)).all():
+            raise ValueError('reliability goes from 0 to 1 and is never nan')
 
     def __repr__(self):
         height, width = self.labels.shape
-        return f'PseudoMask {height}x{width}, ids {" ".join(map(str, np.unique(self.labels)))}, mean reliability {self.reliability.mean():.2f}'
+        ids, mean = ' '.join(map(str, np.unique(self.labels))), self.reliability.mean()
+        return f'PseudoMask {height}x{width}, ids {ids}, mean reliability {mean:.2f}'
 
 # %% ../nbs/05_masks.ipynb #e2b66cd1
 def normalise(heat: Float[Tensor, "*b h w"],
@@ -47,15 +53,16 @@ def normalise(heat: Float[Tensor, "*b h w"],
     flat = greatest - least <= 1e-6 * greatest.abs()
     return torch.where(flat, 0, (heat - least) / torch.where(flat, 1, greatest - least))
 
-# %% ../nbs/05_masks.ipynb #d3fa2b37
+# %% ../nbs/05_masks.ipynb #e53cb4f1
 def propagate(heat: Float[Tensor, "b c h w"],
-              affinity: Float[Tensor, "b n n"],  # self-attention of a grid as large as the maps or of another one of their shape; rows sum to 1
+              affinity: Float[Tensor, "b n n"],  # self-attention on this or another grid of that shape; rows sum to 1
               times: int = 1,
               ) -> Float[Tensor, "b c rows columns"]:  # on the grid of the affinity
     "Let heat flow along self-attention."
     height, width = heat.shape[-2:]
     rows = round((affinity.shape[-1] * height / width) ** .5)
-    if rows * (columns := affinity.shape[-1] // max(rows, 1)) != affinity.shape[-1]: raise ValueError(f'self-attention of {affinity.shape[-1]} places does not fit maps of {height}x{width}')
+    if rows * (columns := affinity.shape[-1] // max(rows, 1)) != affinity.shape[-1]:
+        raise ValueError(f'self-attention of {affinity.shape[-1]} places does not fit maps of {height}x{width}')
     flat = F.interpolate(heat, (rows, columns), mode='bilinear').flatten(2)
     for _ in range(times): flat = flat @ affinity.mT
     return flat.unflatten(2, (rows, columns))
@@ -68,18 +75,20 @@ def score_stack(heat: Float[Tensor, "b c h w"],  # 0 to 1
     "Put the background's score before those of the classes (attn2mask)."
     return torch.cat([1 - heat.amax(1, keepdim=True) - beta, heat], 1) if background else heat
 
-# %% ../nbs/05_masks.ipynb #e1c4b1a7
+# %% ../nbs/05_masks.ipynb #3a7b8dbc
 @dataclass(frozen=True)
 class Refinement:
     "How scores follow the image."
     iterations: int = 10  # rounds of local averaging
     dilations: Sequence[int] = (1, 2, 4, 8, 12, 24)  # distances of the eight neighbours, in pixels
-    contrast: float = 0.1  # colour differences count in units of this times the local standard deviation; smaller is stricter
+    contrast: float = 0.1  # colours differ in units of this times the local deviation; smaller is stricter
 
     def __post_init__(self):
         object.__setattr__(self, 'dilations', tuple(self.dilations))
-        if self.iterations < 1: raise ValueError(f'iterations is at least 1, got {self.iterations}; to refine nothing give refine=None')
-        if not self.dilations or min(self.dilations) < 1: raise ValueError(f'dilations are distances of at least one pixel, got {self.dilations}')
+        if self.iterations < 1:
+            raise ValueError(f'iterations is at least 1, got {self.iterations}; to refine nothing give refine=None')
+        if not self.dilations or min(self.dilations) < 1:
+            raise ValueError(f'dilations are distances of at least one pixel, got {self.dilations}')
         if self.contrast <= 0: raise ValueError(f'contrast is positive, got {self.contrast}')
 
 
@@ -97,7 +106,7 @@ def _likeness(pixels, settings):
     count, total, squares = len(differences), torch.zeros_like(pixels), torch.zeros_like(pixels)
     for difference in differences: total, squares = total.add_(difference), squares.addcmul_(difference, difference)
     deviation = ((squares - total.square() / count) / (count - 1)).clamp(min=0).sqrt()
-    scale = -1 / (3 * (settings.contrast * deviation + 1e-4))  # mean over three colours, and a tiny difference that always counts
+    scale = -1 / (3 * (settings.contrast * deviation + 1e-4))  # mean over three colours; flat areas divide by 1e-4
     return torch.stack([difference.abs_().mul_(scale).sum(1, keepdim=True) for difference in differences]).softmax(0)
 
 # %% ../nbs/05_masks.ipynb #05b332b4
@@ -161,7 +170,7 @@ def tiny_components(labels: Int[Tensor, "b h w"],
     areas = torch.zeros_like(roots).scatter_add_(1, roots, torch.ones_like(roots))
     return (areas.gather(1, roots) < min_area).view_as(labels)
 
-# %% ../nbs/05_masks.ipynb #a59e0b3c
+# %% ../nbs/05_masks.ipynb #c7def159
 def attn2mask_batch(class_ids: Sequence[Sequence[int]],  # per image, the ids of its maps
                     heat: Float[Tensor, "b c h w"],
                     size: tuple[int, int],  # height, width of the masks in pixels
@@ -181,7 +190,9 @@ def attn2mask_batch(class_ids: Sequence[Sequence[int]],  # per image, the ids of
     if not -1 < beta < 1: raise ValueError(f'beta goes from -1 to 1, got {beta}')
     if not 0 <= ignore_margin < 1: raise ValueError(f'ignore_margin goes from 0 to 1, got {ignore_margin}')
     if refine and image is None: raise ValueError('refining follows the image; give image=, or refine=None')
-    if propagations and affinity is None: raise ValueError('heat flows along self-attention; capture it with self_attention=(16,), or give propagations=0')
+    if propagations and affinity is None:
+        raise ValueError('heat flows along self-attention; capture it with self_attention=(16,), or give '
+                         'propagations=0')
     if propagations: heat = propagate(heat, affinity, propagations)
     heat = normalise(heat)
     mute = (heat.amax((-2, -1)) == 0).any(1)[:, None, None]  # images with a flat map
@@ -198,8 +209,12 @@ def attn2mask_batch(class_ids: Sequence[Sequence[int]],  # per image, the ids of
 def _check_ids(class_ids, heat, background, void):
     if len(class_ids) != len(heat): raise ValueError(f'{len(class_ids)} lists of class ids for {len(heat)} images')
     for ids in class_ids:
-        if len(ids) != heat.shape[1] or not ids: raise ValueError(f'{len(ids)} class ids for {heat.shape[1]} maps; each map needs its id, and each image a class')
-        if len(set(ids)) < len(ids) or {background, void} & set(ids) or min(ids) < 0: raise ValueError(f'class ids {tuple(ids)} must differ from each other, from the background ({background}) and from void ({void})')
+        if len(ids) != heat.shape[1] or not ids:
+            raise ValueError(f'{len(ids)} class ids for {heat.shape[1]} maps; each map needs its id, and each image a '
+                             'class')
+        if len(set(ids)) < len(ids) or {background, void} & set(ids) or min(ids) < 0:
+            raise ValueError(f'class ids {tuple(ids)} must differ from each other, from the background ({background}) '
+                             f'and from void ({void})')
     if not 0 <= void < 2 ** 16: raise ValueError(f'void is an id from 0 to 65535, got {void}')
 
 
@@ -223,14 +238,15 @@ def attn2mask(class_ids: Sequence[int],  # the ids of the maps
     image, affinity = (x if x is None else x[None] for x in (image, affinity))
     return attn2mask_batch([class_ids], heat[None], size, image, affinity, **settings)[0]
 
-# %% ../nbs/05_masks.ipynb #a47bbb28
+# %% ../nbs/05_masks.ipynb #d9bcc48b
 def otsu(maps: Float[Tensor, "*b h w"],  # 0 to 1
          bins: int = 256,
          ) -> Float[Tensor, "*b"]:  # 0 to 1
     "Find the threshold of each map that separates its two groups the most (Otsu 1979)."
     values = maps.flatten(-2)
     index = (values * bins).long().clamp(0, bins - 1)
-    share = torch.zeros(*values.shape[:-1], bins, device=maps.device).scatter_add_(-1, index, torch.ones_like(values, dtype=torch.float32)) / values.shape[-1]
+    counts = values.new_zeros(*values.shape[:-1], bins).scatter_add_(-1, index, torch.ones_like(values))
+    share = counts / values.shape[-1]
     below, mean = share.cumsum(-1), (share * torch.arange(bins, device=maps.device)).cumsum(-1)
     between = (mean[..., -1:] * below - mean) ** 2 / (below * (1 - below)).clamp(min=1e-9)
     return (between.argmax(-1) + 1).to(maps) / bins
@@ -246,7 +262,8 @@ def threshold_batch(class_ids: Sequence[Sequence[int]],  # per image, the ids of
                     ) -> list[PseudoMask]:
     "Label several images by plain thresholds."
     _check_ids(class_ids, heat, background, void)
-    if level != 'otsu' and not (isinstance(level, float) and 0 < level < 1): raise ValueError(f"level is 'otsu' or a number between 0 and 1, got {level!r}")
+    if level != 'otsu' and not (isinstance(level, float) and 0 < level < 1):
+        raise ValueError(f"level is 'otsu' or a number between 0 and 1, got {level!r}")
     maps = normalise(F.interpolate(heat, size, mode='bilinear'))
     cut = otsu(maps)[..., None, None] if level == 'otsu' else level
     best, winners = torch.where(maps > cut, maps, 0).max(1)
@@ -263,28 +280,32 @@ def threshold(class_ids: Sequence[int],  # the ids of the maps
     "Label an image by a plain threshold of each map."
     return threshold_batch([class_ids], heat[None], size, **settings)[0]
 
-# %% ../nbs/05_masks.ipynb #d2ab0466
+# %% ../nbs/05_masks.ipynb #41059496
 RECIPES = {'attn2mask': attn2mask_batch, 'threshold': threshold_batch}  # name -> function that labels several images
 DEFAULTS = {'attn2mask': dict(refine=Refinement()), 'threshold': {}}  # what a recipe called by name sets beside its own defaults
 PIXELS_AT_ONCE = 2 ** 17  # 8 images of 128 x 128, or a single larger one: about 150 MB while refining, a GB for 512 x 512
 
 
 def pseudo_masks(trace: Trace,
-                 images,  # the trace's images: list of PIL images, list of uint8 [h, w, 3] arrays, or floats [b, 3, h, w] from 0 to 1
+                 images,  # the trace's images, as for `as_pixels`
                  class_set: ClassSet,
                  recipe: str = 'attn2mask',  # or 'threshold'
-                 resolution: Resolution | None = None, weights: Mapping | None = None, reduce: str = 'mean',  # which maps, as in `Trace.class_maps`
-                 **parameters,  # the recipe's, see `attn2mask_batch` and `threshold_batch`; refine may be a mapping of `Refinement`'s
+                 resolution: Resolution | None = None,  # of the maps; None: the finest captured
+                 weights: Mapping | None = None,  # resolution -> weight, to mix several
+                 reduce: str = 'mean',  # over the mentions of a class: 'mean' or 'max'
+                 **parameters,  # the recipe's, as in `attn2mask_batch` or `threshold_batch`; refine may be a mapping
                  ) -> list[PseudoMask]:  # one per image
     "Label every image of a trace."
     label, parameters = _recipe(recipe, parameters)
-    if weights: weights = {int(size) if isinstance(size, str) else size: weight for size, weight in weights.items()}  # JSON's keys are strings
+    if weights: weights = {int(k) if isinstance(k, str) else k: v for k, v in weights.items()}  # JSON's keys are strings
     pixels = as_pixels(images)
     if len(pixels) != trace.num_images: raise ValueError(f'{len(pixels)} images for a trace of {trace.num_images}')
     maps = [trace.class_maps(i, resolution, weights, reduce) for i in range(len(pixels))]
     for i, (ids, _) in enumerate(maps):
         outside = [c for c in ids if not 0 <= c < class_set.num_classes]
-        if outside: raise ValueError(f'the prompt of image {i} mentions class id {outside[0]}, the set {class_set.name} has ids 0 to {class_set.num_classes - 1}')
+        if outside:
+            raise ValueError(f'the prompt of image {i} mentions class id {outside[0]}, the set {class_set.name} has '
+                             f'ids 0 to {class_set.num_classes - 1}')
         if not ids: raise ValueError(f'the prompt of image {i} mentions no class, so it cannot be labelled')
     masks, size = [None] * len(maps), tuple(pixels.shape[-2:])
     for group in _groups(maps, max(1, PIXELS_AT_ONCE // (size[0] * size[1]))):
@@ -301,8 +322,10 @@ def pseudo_masks(trace: Trace,
 def _recipe(name, parameters):
     "A recipe's function and its parameters, checked by name."
     if name not in RECIPES: raise ValueError(f'unknown recipe {name!r}; there are {", ".join(RECIPES)}')
-    known = {p.name for p in signature(RECIPES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY} - {'background', 'void'}  # these two the class set knows
-    if unknown := sorted(set(parameters) - known): raise ValueError(f'{name} has no parameter {unknown[0]!r}; it has {", ".join(sorted(known))}')
+    settings = (p.name for p in signature(RECIPES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY)
+    known = set(settings) - {'background', 'void'}  # these two the class set knows
+    if unknown := sorted(set(parameters) - known):
+        raise ValueError(f'{name} has no parameter {unknown[0]!r}; it has {", ".join(sorted(known))}')
     parameters = DEFAULTS[name] | parameters
     if isinstance(parameters.get('refine'), Mapping): parameters['refine'] = Refinement(**parameters['refine'])
     return RECIPES[name], parameters

@@ -6,7 +6,7 @@
 __all__ = ['BOOKKEEPING', 'SynthesisSettings', 'sample_seed', 'find_tokenizers', 'check_prompts', 'fingerprint', 'model_name',
            'describe_model', 'hash_prompts', 'describe_run', 'quiet', 'denoiser_precision', 'make_block', 'synthesize']
 
-# %% ../nbs/07_synthesis.ipynb #f5422b5a
+# %% ../nbs/07_synthesis.ipynb #ec052212
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from .attention import capture
 from .classes import ClassSet
 from .datasets import Sample, SampleWriter, SyntheticFolder
 from .masks import pseudo_masks
-from .prompts import Prompt, PromptTooLong, token_positions
+from .prompts import Prompt, token_positions
 
 # %% ../nbs/07_synthesis.ipynb #04dcf320
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def describe_model(
     return {'name': model_name(pipe), 'pipeline': type(pipe).__name__, 'fingerprint': fingerprint(pipe),
             'dtype': str(pipe.dtype).removeprefix('torch.'), 'device': pipe.device.type}
 
-# %% ../nbs/07_synthesis.ipynb #ef915331
+# %% ../nbs/07_synthesis.ipynb #38a9897a
 def hash_prompts(
     prompts: Sequence[Prompt],
 ) -> str: # 32 hexadecimal digits
@@ -148,7 +148,8 @@ def describe_run(
     "Say all that decides what a dataset will be."
     versions = {'synseg_kit': synseg_kit.__version__, 'torch': torch.__version__, 'diffusers': diffusers.__version__}
     return {'prompts': hash_prompts(prompts), 'settings': asdict(settings), 'model': describe_model(pipe),
-            'filter': None if keep is None else f'{keep.__module__}.{keep.__qualname__}', 'versions': versions}
+            'filter': None if keep is None else getattr(keep, '__qualname__', type(keep).__qualname__),
+            'threads': torch.get_num_threads() if pipe.device.type == 'cpu' else None, 'versions': versions}
 
 # %% ../nbs/07_synthesis.ipynb #8bd5e8a7
 @contextmanager

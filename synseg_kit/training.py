@@ -342,13 +342,14 @@ def follow(
     for a, b in pairs:
         if not a.is_floating_point(): a.copy_(b)
 
-# %% ../nbs/09_training.ipynb #1bc5b12a
+# %% ../nbs/09_training.ipynb #00897932
 def adamw(
     network: nn.Module, # whose weights are to be trained
-    settings: SegmenterSettings,
+    settings, # whatever has a learning_rate and a weight_decay
+    betas: tuple[float, float] = (0.9, 0.999), # how slowly the averages of the gradient and of its square follow
 ) -> torch.optim.AdamW: # with its state already there, all zero
     "Make the optimiser (Loshchilov and Hutter 2019) with a state that can be saved before the first step."
-    optimiser = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    optimiser = torch.optim.AdamW(network.parameters(), settings.learning_rate, betas, weight_decay=settings.weight_decay, fused=True)
     for weight in network.parameters():
         optimiser.state[weight] = {'step': torch.zeros((), device=weight.device), 'exp_avg': torch.zeros_like(weight), 'exp_avg_sq': torch.zeros_like(weight)}
     return optimiser

@@ -273,6 +273,17 @@ def test_metadata_is_self_contained(tmp_path):
     assert ClassSet(**about['class_set']) == FARM and (about['count'], about['block_size']) == (5, 2)
 
 
+def test_masks_by_another_recipe(tmp_path):
+    def both(number, class_set):
+        made = sample(number, class_set)
+        return replace(made, others={'flipped': replace(made.mask, labels=made.mask.labels[::-1])})
+
+    dataset = write(tmp_path, make=both)
+    flipped = VOCFolder(tmp_path, 'train', FARM, masks='SegmentationClass-flipped')
+    assert all(np.array_equal(a.labels, b.labels[::-1]) for a, b in zip(flipped, dataset))
+    assert flipped[0].reliability is None and dataset[0].reliability is not None  # it belongs to the dataset's own masks
+
+
 class Killed(BaseException): "Stands for a kill; nothing catches it."
 
 

@@ -8,12 +8,14 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-THREADS = '2'
+WORKERS = max(1, min(4, (os.cpu_count() or 2)))
+THREADS = '1'  # one thread for each of several files at once: two threads that wait for each other on a busy machine are slower than one
 ENVIRONMENT = {
     **os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ.get("PATH", "")}', 'PYTHONUNBUFFERED': '1',
     'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': THREADS, 'MKL_NUM_THREADS': THREADS,
@@ -40,13 +42,10 @@ def execute(*command):
 
 def check(name, test):
     """Time `test() -> complaint or ''`, say how it went, and return its outcome."""
-    print(f'{name} ... ', end='', flush=True)
     start = time.perf_counter()
     complaint = test()
     seconds = time.perf_counter() - start
-    print(f'{"FAILED" if complaint else "ok"} ({seconds:.1f} s)')
-    if complaint:
-        print(complaint.rstrip(), flush=True)
+    print(f'{name} ... {"FAILED" if complaint else "ok"} ({seconds:.1f} s)', *([complaint.rstrip()] if complaint else []), sep='\n', flush=True)
     return Outcome(name, int(not complaint), int(bool(complaint)), 0, seconds)
 
 
@@ -94,9 +93,9 @@ def plan(root=ROOT):
     return [(path, how) for folder, how in folders.items() for path in sorted((root / 'nbs' / folder).glob('*.ipynb'))]
 
 
-def notebooks():
-    """Execute the notebooks one after the other."""
-    return [check(path.relative_to(ROOT).as_posix(), lambda path=path, how=how: how(path)) for path, how in plan()]
+def notebook_jobs():
+    """Make a job of each notebook."""
+    return [lambda path=path, how=how: [check(path.relative_to(ROOT).as_posix(), lambda: how(path))] for path, how in plan()]
 
 
 def read_junit(path):
@@ -112,16 +111,21 @@ def read_junit(path):
                     sum(seconds for _, seconds in tests)) for name, tests in cases.items()]
 
 
-def pytest_files():
-    """Run pytest with its output in the open; a crash or an empty run counts as a failure."""
+def pytest_file(path):
+    """Run one test file; a crash or an empty run counts as a failure."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / 'junit.xml'
-        code = subprocess.run([sys.executable, '-m', 'pytest', '-q', f'--junitxml={report}'], cwd=ROOT, env=ENVIRONMENT,
-                              stdin=subprocess.DEVNULL).returncode
+        fine, said = execute(sys.executable, '-m', 'pytest', '-q', path, f'--junitxml={report}')
         outcomes = read_junit(report) if report.exists() else []
-    if code and not any(outcome.failed for outcome in outcomes):
-        outcomes.append(Outcome(f'pytest (exit code {code})', 0, 1, 0, 0.0))
+    if not fine and not any(outcome.failed for outcome in outcomes):
+        outcomes.append(Outcome(path.relative_to(ROOT).as_posix(), 0, 1, 0, 0.0))
+    print(said.rstrip() if not fine else f'{path.relative_to(ROOT).as_posix()} ... {said.rstrip().splitlines()[-1]}', flush=True)
     return outcomes
+
+
+def pytest_jobs():
+    """Make a job of each test file."""
+    return [lambda path=path: pytest_file(path) for path in sorted((ROOT / 'tests').glob('test_*.py'))]
 
 
 def table(outcomes):
@@ -138,9 +142,8 @@ def main():
     start = time.perf_counter()
     outcomes = [check('export and clean leave no difference', export_and_clean),
                 check('README.md is made from nbs/index.ipynb', readme)]
-    outcomes += notebooks()
-    print(flush=True)
-    outcomes += pytest_files()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for found in pool.map(lambda job: job(), [*notebook_jobs(), *pytest_jobs()]): outcomes += found
     passed, failed, skipped = (sum(getattr(o, state) for o in outcomes) for state in ('passed', 'failed', 'skipped'))
     print(f'\n{table(outcomes)}\n')
     print(f'{passed} passed, {failed} failed, {skipped} skipped in {time.perf_counter() - start:.0f} s')
