@@ -454,13 +454,12 @@ def source_hash(
         digest.update(f'{name}\n'.encode() + path.read_bytes())
     return digest.hexdigest()
 
-# %% ../nbs/13_runs.ipynb #133d4fb5
-def results_folder() -> Path:  # nbs/bench/results of the clone
+# %% ../nbs/13_runs.ipynb #917686eb
+def results_folder() -> Path:  # nbs/bench/results of the clone; it may not be there yet
     """Find the benchmarks' results."""
-    folder = Path(synseg_kit.__file__).parent.parent / 'nbs' / 'bench' / 'results'
-    if not folder.is_dir(): raise FileNotFoundError('benchmark results lie in nbs/bench/results of a clone; this is an installed '
-                                                    'package without them: name a folder')
-    return folder
+    root = Path(synseg_kit.__file__).parent.parent
+    if (root / 'settings.ini').is_file(): return root / 'nbs' / 'bench' / 'results'
+    raise FileNotFoundError('benchmark results lie in nbs/bench/results of a clone; this is an installed package without them: name a folder')
 
 
 def write_bench(
@@ -476,7 +475,7 @@ def write_bench(
         'summary': summary(entries), 'entries': entries, 'modules': sorted(set(modules)), 'source_hash': source_hash(modules),
         'commit': commit(), 'hardware': hardware(), 'versions': versions()})
 
-# %% ../nbs/13_runs.ipynb #9eb2ee59
+# %% ../nbs/13_runs.ipynb #cd925a04
 @dataclass(frozen=True)
 class BenchResult:
     """A benchmark's result file, and whether the source it rests on has changed since."""
@@ -505,8 +504,8 @@ def read_results(
     folder: Path | str | None = None,  # None is nbs/bench/results
 ) -> list[BenchResult]:  # by name
     """Read all result files of a folder."""
+    if folder and not Path(folder).is_dir(): raise FileNotFoundError(f'there is no folder {folder}')
     folder = Path(folder or results_folder())
-    if not folder.is_dir(): raise FileNotFoundError(f'there is no folder {folder}')
     return [read_bench(path) for path in sorted(folder.glob('*.json'))]
 
 

@@ -12,7 +12,7 @@ __all__ = ['pi', 'GLASS', 'SKIN', 'KINDS', 'f32', 'SIZE', 'GROUNDS', 'BACKDROPS'
            'wall', 'hedge', 'curtain', 'Sentence', 'Toy', 'choose_toy', 'choose_toys', 'article', 'name_toys',
            'name_place', 'Scene', 'plan_scene', 'place_toys', 'Painting', 'paint_place', 'paint_scene']
 
-# %% ../nbs/03b_toyobjects.ipynb #ab362bc8
+# %% ../nbs/03b_toyobjects.ipynb #7644dd96
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 
 from .classes import ClassSet, plural, toy_objects, toy_stuff
 from .prompts import Mention, Prompt
-from .toydraw import Brush, Colour, Light, Real, cast_shadow, composite, mix, noise, rgb, shade, to_uint8, vary
+from .toydraw import Brush, Light, Real, cast_shadow, composite, mix, noise, rgb, shade, to_uint8, vary
 
 # %% ../nbs/03b_toyobjects.ipynb #7976d12f
 pi = np.pi

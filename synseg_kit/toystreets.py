@@ -195,7 +195,7 @@ def paint_sky(
             u, v, r = (x + dx*size)*width, y*end, r*size*width
             canvas.draw.ellipse((u - r, v - r*.2, u + r, v + r*.2), fill=(*colour, SKY))
 
-# %% ../nbs/03c_toystreets.ipynb #f9660c17
+# %% ../nbs/03c_toystreets.ipynb #f61fc875
 def draw(
     rng: np.random.Generator,   # one draw
     shares: Sequence[Real],    # of each outcome; they sum to 1
@@ -227,7 +227,7 @@ def paint_skyline(
     rng: np.random.Generator,  # chooses the silhouettes
 ):
     "Close the view with hazy houses and trees."
-    camera, x = canvas.camera, -36.
+    x = -36.
     while x < 36:
         width, z = rng.uniform(7, 18), rng.uniform(95, 140)
         if rng.random() < .3:

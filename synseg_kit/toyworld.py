@@ -9,7 +9,7 @@ __all__ = ['WORLD_VERSION', 'LOOKS', 'TRAIN_SEEDS', 'HELD_OUT', 'stuff_classes',
            'write_world', 'palette_picture', 'save_jpeg', 'save_png', 'write_voc', 'toy_wnids', 'rgb_picture',
            'write_imagenet_s', 'instance_picture', 'write_cityscapes', 'places_of', 'shipped', 'load_toy_pipeline']
 
-# %% ../nbs/03d_toyworld.ipynb #bb11b26c
+# %% ../nbs/03d_toyworld.ipynb #6eb4c981
 import json
 import multiprocessing
 import os
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 import synseg_kit
 from .classes import ClassSet, toy_objects, toy_streets, toy_stuff
 from .prompts import Prompt
-from .toyobjects import BACKDROPS, GROUNDS, SIZE, Scene, paint_scene, plan_scene
+from .toyobjects import BACKDROPS, GROUNDS, Scene, paint_scene, plan_scene
 from .toystreets import Street, paint_street, plan_street
 
 # %% ../nbs/03d_toyworld.ipynb #53e0c8e2

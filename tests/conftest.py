@@ -1,8 +1,8 @@
-"""What all tests share: no network, two threads, shapes checked, and no GPU test where there is none."""
+"""What all tests share: no network, one thread, shapes checked, and no GPU test where there is none."""
 import os
 
 os.environ.update(HF_HUB_OFFLINE='1', MPLBACKEND='Agg', TOKENIZERS_PARALLELISM='false')
-os.environ.setdefault('OMP_NUM_THREADS', '2')
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 from pathlib import Path
 

@@ -147,7 +147,7 @@ def test_streets_fill_the_image_and_things_can_be_seen():
 def test_moods_look_different():
     means = {}
     for mood in MOODS:
-        streets = [plan_street(rng := np.random.default_rng(seed), mood) for seed in range(4)]
+        streets = [plan_street(np.random.default_rng(seed), mood) for seed in range(4)]
         means[mood] = np.mean([paint_street(np.random.default_rng(1), street).image.mean((0, 1)) for street in streets], 0)
     day, dusk, rain = means['day'], means['dusk'], means['rain']
     assert day.sum() > rain.sum() > dusk.sum()                       # bright, grey, dark

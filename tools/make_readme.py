@@ -38,6 +38,16 @@ def restore_title(page):
     return page
 
 
+def obey_directives(page):
+    """Hide the source of cells that say `#| echo: false`; drop lines of directives, progress bars and warnings."""
+    for cell in page.cells:
+        if cell.cell_type != 'code': continue
+        if re.search(r'^#\|\s*echo:\s*false', cell.source, re.M): cell.metadata['transient'] = {'remove_source': True}
+        cell.source = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
+        cell.outputs = [output for output in cell.outputs if output.get('name') != 'stderr']
+    return page
+
+
 def to_markdown(page):
     """Convert a page to markdown that reads from the project's root; return it and the pictures by path."""
     settings = Config({'ExtractOutputPreprocessor': {'enabled': True,
@@ -47,6 +57,8 @@ def to_markdown(page):
     text = re.sub(r'\]\((index_\d+_\d+\.\w+)\)', rf']({IMAGES.as_posix()}/\1)', text)
     text = re.sub(r'(\]\(|src=")(images/)', rf'\1{IMAGES.parent.as_posix()}/\2', text)
     text = re.sub(r'\]\((?!https?:|/|nbs/|#)((?:tutorials/|runs/|bench/)?[\w-]+\.ipynb)', r'](nbs/\1', text)
+    text = re.sub(r'\n +\n!\[png\]\((.*)\)\n +\n', r'\n![What the code above shows](\1)\n', text)
+    text = re.sub(r'\]\(\.\./', '](', text)
     text = re.sub(r'\n{3,}', '\n\n', text)
     return f'{NOTE}\n\n{text.strip()}\n', pictures
 
@@ -64,7 +76,7 @@ def main():
     parser.add_argument('--check', action='store_true', help='write nothing; fail when README.md is out of date')
     arguments = parser.parse_args()
     os.chdir(ROOT)
-    text, pictures = to_markdown(restore_title(process(Path('nbs/index.ipynb'))))
+    text, pictures = to_markdown(obey_directives(restore_title(process(Path('nbs/index.ipynb')))))
     made = {Path('README.md'): text.encode(), **pictures}
     if arguments.check:
         stale = [str(path) for path, data in made.items() if not path.exists() or path.read_bytes() != data]
