@@ -212,7 +212,7 @@ started again, it goes on from its last checkpoint.''', epilog='''examples:
     add_device(parser)
     finish(parser, train)
 
-# %% ../nbs/14_cli.ipynb #65ab3807
+# %% ../nbs/14_cli.ipynb #20d78fa6
 def open_benchmark(
     arguments: argparse.Namespace,  # of `evaluate`
     class_set: Any,  # what the segmenter's ids mean
@@ -242,10 +242,10 @@ def scorecard_text(
     figures: dict,  # protocol, miou, pixel_accuracy, iou (class -> value or None), images
 ) -> str:  # a table
     """Write a scorecard for a terminal."""
-    width = max(len(name) for name in figures['iou'])
+    width = max(map(len, ['pixel accuracy', *figures['iou']]))
     rows = [f'{name:<{width}}  {"absent" if value is None else f"{value:.3f}":>6}' for name, value in figures['iou'].items()]
     line = '-' * (width + 8)
-    total = [f'{"mIoU":<{width}}  {figures["miou"]:6.3f}', f'{"pixels":<{width}}  {figures["pixel_accuracy"]:6.3f}']
+    total = [f'{"mIoU":<{width}}  {figures["miou"]:6.3f}', f'{"pixel accuracy":<{width}}  {figures["pixel_accuracy"]:6.3f}']
     return '\n'.join([f'{figures["images"]} images, protocol {figures["protocol"]}', line, *rows, line, *total])
 
 
