@@ -386,7 +386,7 @@ def shipped(
     raise FileNotFoundError(f'{name!r} does not come with this installation of synseg_kit (looked for {" and ".join(map(str, places))}). '
                             f'There is: {", ".join(there) or "nothing beside it"}.')
 
-# %% ../nbs/03d_toyworld.ipynb #4b8363e6
+# %% ../nbs/03d_toyworld.ipynb #ea93e100
 def load_toy_pipeline(
     device: 'str | torch.device' = 'cpu',      # where to run
     dtype: 'torch.dtype | None' = None,        # None: float32
@@ -394,7 +394,7 @@ def load_toy_pipeline(
     "Load the tiny Stable Diffusion that has learned the toy world."
     import torch                                    # these two take seconds, and painting needs neither
     from diffusers import StableDiffusionPipeline
-    settings = dict(torch_dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True)
+    settings = dict(dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True)
     pipe = StableDiffusionPipeline.from_pretrained(shipped('toy-sd'), **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
