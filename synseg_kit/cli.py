@@ -107,7 +107,7 @@ def make_prompts(
     from synseg_kit.toyworld import PLACES, TOY_TEMPLATES
     return prompts_from_classes(class_set, count, arguments.seed, arguments.objects, TOY_TEMPLATES, places=PLACES)
 
-# %% ../nbs/14_cli.ipynb #4624593e
+# %% ../nbs/14_cli.ipynb #8b882040
 def generate(arguments: argparse.Namespace) -> None:
     """Make a dataset of images and pseudo-masks."""
     from synseg_kit.classes import class_set
@@ -117,7 +117,7 @@ def generate(arguments: argparse.Namespace) -> None:
     prompts = make_prompts(arguments, classes)
     import torch  # takes seconds, so only now that the cheap mistakes are found
 
-    from synseg_kit.attention import load_pipeline
+    from synseg_kit.families import load_pipeline
     from synseg_kit.synthesis import SynthesisSettings, synthesize
     from synseg_kit.toyworld import shipped
     settings = SynthesisSettings(steps=arguments.steps, guidance_scale=arguments.guidance, block_size=arguments.block_size, seed=arguments.seed)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['IDIOMS', 'BARE', 'WORDS', 'TEMPLATES', 'NUMBERS', 'Mention', 'Prompt', 'find_mentions', 'require_mentions',
            'prompts_from_captions', 'article', 'with_article', 'listing', 'choose_word', 'balanced_choices',
-           'fill_template', 'prompts_from_classes', 'PromptTooLong', 'token_positions', 'replace_mention']
+           'fill_template', 'prompts_from_classes', 'locate_tokens', 'PromptTooLong', 'token_positions',
+           'replace_mention']
 
 # %% ../nbs/02_prompts.ipynb #243a3e74
 import re
@@ -239,7 +240,7 @@ def prompts_from_classes(
         prompts.append(require_mentions(text, class_set, names))
     return prompts
 
-# %% ../nbs/02_prompts.ipynb #4903dfdb
+# %% ../nbs/02_prompts.ipynb #859d775f
 def _offset_positions(text, spans, tokenizer):
     "Find each span's tokens by the tokenizer's own offsets; also count all tokens and those that close the text."
     encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
@@ -263,7 +264,16 @@ def _incremental_positions(text, spans, tokenizer):
         positions.append([opening + i for i in range(len(before), len(upto))])
     return positions, len(whole), len(whole) - opening - len(plain)
 
-# %% ../nbs/02_prompts.ipynb #ae7ff8cd
+def locate_tokens(
+    text: str, # what the tokenizer reads
+    spans: Sequence[tuple[int, int]], # first character and one past the last
+    tokenizer, # fast or slow
+) -> tuple[list[list[int]], int, int]: # for each span its token positions from 0; tokens in all; tokens that close the text
+    "Find the tokens of stretches of a text."
+    find = _offset_positions if getattr(tokenizer, 'is_fast', False) else _incremental_positions
+    return find(text, spans, tokenizer)
+
+# %% ../nbs/02_prompts.ipynb #7b0e8e11
 class PromptTooLong(ValueError):
     "A mention lies beyond the text encoder's token limit."
 
@@ -274,8 +284,7 @@ def token_positions(
 ) -> list[list[int]]: # for each mention its token positions, counted from the start token at 0
     "Find the tokens of every mention."
     limit = tokenizer.model_max_length if max_length is None else max_length
-    find = _offset_positions if getattr(tokenizer, 'is_fast', False) else _incremental_positions
-    positions, length, closing = find(prompt.text, [(m.start, m.stop) for m in prompt.mentions], tokenizer)
+    positions, length, closing = locate_tokens(prompt.text, [(m.start, m.stop) for m in prompt.mentions], tokenizer)
     for word, places in zip(prompt.words, positions, strict=True):
         if not places:
             raise ValueError(f'the tokenizer makes no token of {word!r} in {prompt.text!r}; use another word')

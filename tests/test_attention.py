@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPAGPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
-from synseg_kit import attention
-from synseg_kit.attention import attend, attention_columns, capture, find_sites, grid_of, load_pipeline, look, noised_latents, select_steps
+from synseg_kit import softmax
+from synseg_kit.attention import capture, look, noised_latents, select_steps
+from synseg_kit.families import find_sites, grid_of, load_pipeline
 from synseg_kit.prompts import Mention, Prompt, PromptTooLong
+from synseg_kit.softmax import attend, attention_columns
 from tiny import generators, tiny_pipeline, tiny_prompt, tiny_xl_pipeline
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -56,7 +58,7 @@ def expected_maps(seen, row, positions, grid):
 def nothing_left(pipe):
     "Whether a pipeline and this thread hold nothing of a capture."
     hooks = any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
-    return not hooks and 'check_inputs' not in vars(pipe) and F.scaled_dot_product_attention is attention._BUILTIN and not attention._visits()
+    return not hooks and 'check_inputs' not in vars(pipe) and F.scaled_dot_product_attention is softmax._BUILTIN and not softmax.visits()
 
 
 # ---- kernels
@@ -135,7 +137,7 @@ def test_a_replaced_attention_function_stays_in_charge(pipe, monkeypatch):
 
     def own(*args, **kwargs):
         calls.append(1)
-        return attention._BUILTIN(*args, **kwargs)
+        return softmax._BUILTIN(*args, **kwargs)
     monkeypatch.setattr(F, 'scaled_dot_product_attention', own)
     with capture(pipe, PROMPTS) as trace, oracle(pipe) as seen: paint(pipe)
     assert len(calls) >= sum(trace.sites.values()) and F.scaled_dot_product_attention is own
@@ -351,7 +353,8 @@ def test_long_prompts(pipe):
     overfull = tiny_prompt('a cat ' + 'the ' * 20)
     with capture(pipe, [overfull]): paint(pipe, [overfull])
     for text in ('the ' * 14 + 'cat', 'the ' * 13 + 'mushroom'):
-        with pytest.raises(PromptTooLong, match='cat|mushroom'), capture(pipe, [tiny_prompt(text)]): pass
+        with pytest.raises(PromptTooLong, match='cat|mushroom'), capture(pipe, [tiny_prompt(text)]) as trace: paint(pipe, [tiny_prompt(text)])
+        assert trace.steps == []
     assert nothing_left(pipe)
 
 
@@ -406,7 +409,7 @@ def test_a_caught_error_leaves_the_open_capture_silent_between_layers(pipe):
         hook = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_out[0].register_forward_hook(fail)
         with pytest.raises(RuntimeError, match='stop'): paint(pipe)
         hook.remove()
-        assert not attention._visits()
+        assert not softmax.visits()
     assert nothing_left(pipe)
 
 
@@ -443,7 +446,7 @@ def test_prompts_that_differ_from_the_captures(pipe):
 
 
 def test_arguments_are_checked(pipe):
-    for arguments, message in ((dict(keep='head'), 'keep is'), (dict(tokens='some'), 'tokens is'), (dict(prompts=()), 'at least one'), (dict(prompts=['a cat']), 'find_mentions|Prompt'), (dict(prompts='a cat'), 'find_mentions|Prompt')):
+    for arguments, message in ((dict(keep='heads'), 'keep is'), (dict(tokens='some'), 'tokens is'), (dict(prompts=()), 'at least one'), (dict(prompts=[7]), 'find_mentions|Prompt'), (dict(share='image'), 'share is')):
         with pytest.raises((ValueError, TypeError), match=message), capture(pipe, **dict(prompts=PROMPTS) | arguments): pass
     for steps in ([7], slice(9, None)):
         with pytest.raises(ValueError, match='2 steps'), capture(pipe, PROMPTS, steps=steps): paint(pipe)
@@ -453,10 +456,13 @@ def test_arguments_are_checked(pipe):
 def test_attention_that_cannot_be_heard(pipe):
     class Twice(AttnProcessor2_0):
         def __call__(self, *args, **kwargs): return (super().__call__(*args, **kwargs) + super().__call__(*args, **kwargs)) / 2
-    for processor, times in ((AttnProcessor(), 0), (Twice(), 2)):
+    class Deaf:
+        def __call__(self, attn, hidden_states, **kwargs): return hidden_states
+    for processor, times in ((Deaf(), 0), (Twice(), 2)):
         pipe.unet.set_attn_processor(processor)
-        with pytest.raises(ValueError, match=rf'down_blocks.0.attentions.0.transformer_blocks.0.attn2 called .* {times} times'), capture(pipe, PROMPTS): paint(pipe)
-    pipe.unet.set_attn_processor(AttnProcessor2_0())
+        try:
+            with pytest.raises(ValueError, match=rf'down_blocks.0.attentions.0.transformer_blocks.0.attn2 called .* {times} times'), capture(pipe, PROMPTS): paint(pipe)
+        finally: pipe.unet.set_attn_processor(AttnProcessor2_0())
     assert nothing_left(pipe)
 
 
