@@ -515,3 +515,21 @@ def test_daam_compat():
     with pytest.raises(ValueError, match='daam_compat=True'), capture(pipe, PROMPTS) as plain:
         paint('sd1', pipe)
         plain.daam_maps(0)
+
+
+def test_an_ip_adapter_speaks_after_the_text(heard):
+    "An IP-Adapter attends to its image in calls of its own; the text's comes first and is the one that is read."
+    pipe = tiny_pipeline()
+    cross = [name for name in pipe.unet.attn_processors if 'attn2' in name]
+    widths = {name: pipe.unet.get_submodule(name.removesuffix('.processor')).to_k.out_features for name in cross}
+    noise = torch.Generator().manual_seed(0)
+    weights = {f'{2 * i + 1}.to_{x}_ip.weight': torch.randn(widths[name], 32, generator=noise) for i, name in enumerate(cross) for x in 'kv'}
+    projection = {'proj.weight': torch.randn(4 * 32, 8, generator=noise), 'proj.bias': torch.zeros(128), 'norm.weight': torch.ones(32), 'norm.bias': torch.zeros(32)}
+    plain = paint('sd1', pipe)
+    pipe.unet._load_ip_adapter_weights([{'image_proj': projection, 'ip_adapter': weights}])
+    embeds = [torch.randn(4, 1, 8, generator=noise)]
+    adapted = paint('sd1', pipe, ip_adapter_image_embeds=embeds)
+    with capture(pipe, PROMPTS) as trace: captured = paint('sd1', pipe, ip_adapter_image_embeds=embeds)
+    assert torch.equal(adapted, captured) and not torch.equal(plain, captured)
+    exact = {name: [shares for shares in found if shares.shape[-1] == 16] for name, found in heard.items()}
+    assert torch.allclose(trace.token_maps(1)[1].double(), expected('sd1', trace, exact, 1, 16), atol=1e-6)

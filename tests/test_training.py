@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from synseg_kit.classes import ClassSet
 from synseg_kit.datasets import NO_AUGMENTATION, Augmentation, Example
-from synseg_kit.training import (CHECKPOINT, IGNORE, Segmenter, SegmenterSettings, adamw, build_segmenter, cross_entropy, follow, learning_rate_at, load_segmenter, train, training_state, weighted_cross_entropy)
+from synseg_kit.training import (CHECKPOINT, IGNORE, Segmenter, SegmenterSettings, adamw, build_segmenter, cross_entropy, follow, learning_rate_at, load_segmenter, muon, train, training_state, weighted_cross_entropy)
 
 SHAPES = ClassSet('shapes', ('square', 'stripe'))
 SMALL = SegmenterSettings(encoder='tu-mobilenetv3_small_050', decoder_channels=(32, 24, 16, 12, 8), augmentation=Augmentation(crop=32, hue=0., blur=0.), steps=14, batch_size=4,
@@ -69,7 +69,7 @@ def test_one_seed_gives_one_training(unbroken):
     assert not torch.equal(other['segmentation_head.0.weight'], weights(unbroken)['segmentation_head.0.weight'])
 
 
-@pytest.mark.parametrize('changes', [{}, {'channels_last': False}, {'ema_decay': 0.}, {'precision': 'fp32', 'schedule': 'cosine'}], ids=str)
+@pytest.mark.parametrize('changes', [{}, {'channels_last': False}, {'ema_decay': 0.}, {'precision': 'fp32', 'schedule': 'cosine'}, {'optimiser': 'muon'}], ids=str)
 def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, changes):
     settings = replace(SMALL, **changes)
     whole = train(examples(), SHAPES, settings, progress=False)
@@ -244,6 +244,24 @@ def test_the_state_starts_where_adamw_would(tmp_path):
             optimiser.step()
     for a, b in zip(ours.parameters(), plain.parameters()): torch.testing.assert_close(a, b)
     assert len(training_state(ours, None, optimisers[0])) == 2 + 2 * 3
+
+
+def test_muon_moves_inner_matrices_and_leaves_the_rest_to_adamw(tmp_path):
+    """A matrix moves by an orthogonal step of AdamW's length, whatever the size of its gradient; the network's ends and all vectors move as AdamW moves them."""
+    network = build_segmenter(replace(SMALL, channels_last=False), 3)
+    settings = replace(SMALL, optimiser='muon', learning_rate=.01, weight_decay=0.)
+    optimiser = muon(network, settings)
+    inner = {name for name, weight in network.named_parameters() if optimiser.state[weight]['use_muon']}
+    matrices = [name for name, module in network.named_modules() if hasattr(module, 'weight') and module.weight.ndim == 4 and module.weight.shape[1] > 1]
+    assert inner == {f'{name}.weight' for name in matrices[1:-1]}
+    before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    for weight in network.parameters(): weight.grad = 1000 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    optimiser.step()
+    name = max(inner, key=lambda name: before[name].numel())
+    step = (network.get_parameter(name).detach() - before[name]).flatten(1) / .01
+    values = torch.linalg.svdvals(step) / (.2 * max(step.shape) ** .5)
+    assert .6 < values.min() and values.max() < 1.3
+    assert training_state(network, None, optimiser).keys() >= {f'optimiser.{name}.momentum_buffer', f'optimiser.{matrices[0]}.weight.exp_avg'}
 
 
 @pytest.mark.parametrize('encoder, architecture', [('resnet18', 'deeplabv3plus'), ('tu-regnetx_002', 'fpn'), ('mit_b0', 'segformer')])
