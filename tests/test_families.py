@@ -109,6 +109,24 @@ def test_maps_equal_a_float64_softmax(family, dtype, guidance, heard):
         assert family == 'sdxl' or maps.amax() > 2 * maps.mean()  # maps that are all alike would prove nothing
 
 
+@pytest.mark.parametrize('family', ['sd1', 'sd2', 'sdxl', 'pixart', 'sana'])
+def test_maps_equal_the_scores_of_diffusers(family):
+    "diffusers' own get_attention_scores, where a family has it, fed the very hidden states and masks of the run."
+    pipe = FAMILIES[family]()
+    denoiser, sites = find_sites(pipe)
+    seen, handles = defaultdict(list), []
+    for site in sites:
+        def gather(module, args, kwargs, name=site.name):
+            text, mask = kwargs['encoder_hidden_states'], kwargs.get('attention_mask')
+            query, key = module.head_to_batch_dim(module.to_q(args[0])), module.head_to_batch_dim(module.to_k(text))
+            if mask is not None: mask = module.prepare_attention_mask(mask, text.shape[1], len(text))
+            seen[name].append(module.get_attention_scores(query, key, mask).unflatten(0, (-1, module.heads)))
+        if site.kind == 'cross': handles.append(site.module.register_forward_pre_hook(gather, with_kwargs=True))
+    with capture(pipe, PROMPTS, tokens='all') as trace: paint(family, pipe)
+    for handle in handles: handle.remove()
+    for image in range(2): assert torch.allclose(trace.token_maps(image)[1], expected(family, trace, seen, image, text_length(family)), atol=2e-6)
+
+
 def nothing_heard_twice(trace): return [name for name, times in trace.sites.items() if times != len(trace.steps)]
 
 
