@@ -84,7 +84,7 @@ def test_prompts_are_refused(pipe, tmp_path, prompts, error, says):
 
 
 @pytest.mark.parametrize('wrong, says', [
-    (dict(recipe='magic'), "unknown recipe 'magic'"), (dict(recipe_parameters={'gamma': 1}), "has no parameter 'gamma'"), (dict(capture={'keep': 'all'}), 'keep is one or more of'),
+    (dict(recipe='magic'), "unknown recipe 'magic'"), (dict(recipe_parameters={'gamma': 1}), "has no parameter 'gamma'"), (dict(capture={'keep': 'all'}), "keep is 'resolution' or"),
     (dict(height=33), 'divisible by')])
 def test_settings_that_fail_in_the_first_block_leave_nothing(pipe, tmp_path, wrong, says):
     with pytest.raises(ValueError, match=says): make(pipe, tmp_path / 'new', settings=replace(SETTINGS, **wrong))
