@@ -6,7 +6,7 @@
 __all__ = ['ENDS', 'denoising_target', 'min_snr_weight', 'denoising_loss', 'DenoisingSettings', 'quick_attention',
            'train_denoiser', 'draw_batch', 'denoiser_step']
 
-# %% ../nbs/11_adaptation.ipynb #182e1cd8
+# %% ../nbs/11_adaptation.ipynb #4b450291
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .training import OPTIMISERS, follow, load_checkpoint, muon, save_checkpoint, training_state
+from .training import OPTIMISERS, build_optimiser, follow, load_checkpoint, save_checkpoint, training_state
 
 # %% ../nbs/11_adaptation.ipynb #fe0ad0c6
 def denoising_target(scheduler,  # a diffusers scheduler
@@ -102,7 +102,7 @@ def quick_attention(unet: nn.Module,
     try: yield
     finally: unet.set_attn_processor(before)
 
-# %% ../nbs/11_adaptation.ipynb #7a041435
+# %% ../nbs/11_adaptation.ipynb #6aa761d3
 def train_denoiser(unet: nn.Module, text_encoder: nn.Module, scheduler,
                    latents,  # array or memory map [image, channel, h, w], float16 or float32, about unit spread
                    token_ids: Int[Tensor, "caption token"],  # captions of the latents; image i has caption i modulo their number
@@ -116,8 +116,7 @@ def train_denoiser(unet: nn.Module, text_encoder: nn.Module, scheduler,
     "Train a denoiser and the free parameters of its text encoder; killed and started again, it ends with the same weights."
     models = nn.ModuleDict(dict(unet=unet, text_encoder=text_encoder)).to(device).train()
     average = copy.deepcopy(models).eval().requires_grad_(False)
-    more = {'outer': ENDS} if OPTIMISERS[settings.optimiser] is muon else {}
-    optimiser = OPTIMISERS[settings.optimiser](models, settings, betas=(.9, .99), **more)
+    optimiser = build_optimiser(models, settings, betas=(.9, .99), outer=ENDS)
     state, about = training_state(models, average, optimiser), {**asdict(settings), 'latents': list(latents.shape), 'captions': len(token_ids)}
     start = load_checkpoint(Path(folder), state, about)
     loss_sum = torch.zeros((), device=device)

@@ -6,7 +6,7 @@
 __all__ = ['Resolution', 'PLAIN', 'CALLS_KERNEL', 'KEEP', 'SHARES', 'select_steps', 'Slot', 'Spread', 'Trace', 'load_trace',
            'batch_parts', 'capture', 'as_pixels', 'noised_latents', 'OneStep', 'look']
 
-# %% ../nbs/04_attention.ipynb #156ae50c
+# %% ../nbs/04_attention.ipynb #9e6f721d
 import json
 import os
 import re
@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers.utils import is_bs4_available, is_ftfy_available
 from fastcore.basics import patch
 from jaxtyping import Float
 from PIL import Image
@@ -55,7 +56,7 @@ def select_steps(steps,  # None: all; indices (one, slice, range or list); two f
     if not len(listed): raise ValueError(f'steps={steps!r} selects none of the {count} steps of the run')
     return frozenset(step % count for step in listed)
 
-# %% ../nbs/04_attention.ipynb #0af96344
+# %% ../nbs/04_attention.ipynb #7a6bbf8d
 class Slot(NamedTuple):
     "What one running sum is a sum of."
     grid: tuple[int, int]  # rows, columns
@@ -110,7 +111,26 @@ class Trace:
     @property
     def resolutions(self) -> tuple[tuple[int, int], ...]:
         "List the captured grids, finest first."
-        return tuple(sorted({slot.grid for slot in self._sums}, reverse=True))
+        return tuple(self.calls())
+
+    def calls(self,
+              layers: Sequence[str] | None = None,  # only of these layers, if the trace keeps layers apart; None: all
+              ) -> dict[tuple[int, int], int]:  # grid -> calls of attention layers, finest first
+        "Count how many maps were added up at each grid."
+        counts = Counter()
+        for slot in self._sums:
+            if layers is None or slot.layer in layers: counts[slot.grid] += self._counts[slot]
+        return dict(sorted(counts.items(), reverse=True))
+
+    @property
+    def self_grids(self) -> tuple[tuple[int, int], ...]:
+        "List the grids whose self-attention is kept as a matrix, finest first."
+        return tuple(sorted(self._self_sums, reverse=True))
+
+    @property
+    def flow_grids(self) -> tuple[tuple[int, int], ...]:
+        "List the grids on which `propagate` can work, by a matrix or by replaying queries and keys; finest first."
+        return tuple(sorted({*self._self_sums, *(grid for grid, _ in self._replay)}, reverse=True))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -148,13 +168,16 @@ class Trace:
         else:
             with torch.inference_mode(False): sums[key] = shares.clone()
 
-# %% ../nbs/04_attention.ipynb #20d7b360
+# %% ../nbs/04_attention.ipynb #d1bfab2b
 Resolution = int | tuple[int, int]
+
+
+def _is_among(grid, resolutions): return any(resolution in (min(grid), grid) for resolution in resolutions)
 
 
 def _match_grid(grids, resolution):
     "The captured grid that a resolution means; the first one when it is None."
-    found = [grid for grid in grids if resolution in (None, min(grid), grid)]
+    found = [grid for grid in grids if resolution is None or _is_among(grid, (resolution,))]
     if not found:
         raise ValueError(f'no map of resolution {resolution} was captured; there are {_sizes(grids) or "none"}')
     return found[0]
@@ -218,7 +241,7 @@ def token_maps(self: Trace,
     row, names = self._row(image), self._track(image).names
     return names, _read(self, row, resolution, weights, layer, step, head)[:len(names)]
 
-# %% ../nbs/04_attention.ipynb #071353f3
+# %% ../nbs/04_attention.ipynb #8d738177
 @patch
 def mention_maps(self: Trace,
                  image: int,  # index of the image
@@ -226,7 +249,11 @@ def mention_maps(self: Trace,
                  ) -> Float[Tensor, "mention h w"]:  # in the order of the prompt's mentions
     "Read the map of each mention."
     _, maps = self.token_maps(image, **where)
-    mentions = [maps[list(pieces)].mean(0) for pieces in self._track(image).mentions]
+    return _by_mention(self._track(image), maps)
+
+
+def _by_mention(track, maps):
+    mentions = [maps[list(pieces)].mean(0) for pieces in track.mentions]
     return torch.stack(mentions) if mentions else maps[:0]
 
 
@@ -295,7 +322,7 @@ def side_maps(self: Trace,
     if not self.side: raise ValueError("there is no side text; open the capture with side=['...']")
     return self.side_tracks[index].names, self._side_maps(image, index, where)
 
-# %% ../nbs/04_attention.ipynb #f9ba0e43
+# %% ../nbs/04_attention.ipynb #0f2d05a7
 @patch
 def special_maps(self: Trace,
                  image: int,  # index of the image
@@ -315,9 +342,9 @@ def self_attention(self: Trace,
                    ) -> Float[Tensor, "place place"]:  # row: who looks, column: at whom; rows sum to 1 (joint layers: to the image's share)
     "Read how much each place of an image looks at each other place, mean over heads, layers and steps."
     row = self._row(image)
-    if not self._self_sums:
+    if not self.self_grids:
         raise ValueError('self-attention was not kept; open the capture with self_attention=(16,) or other resolutions')
-    grid = _match_grid(sorted(self._self_sums, reverse=True), resolution)
+    grid = _match_grid(self.self_grids, resolution)
     return self._self_sums[grid][row] / self._counts[grid]
 
 
@@ -330,9 +357,8 @@ def propagate(self: Trace,
               ) -> Float[Tensor, "map h w"]:  # at the self-attention's resolution
     "Let maps flow along the image's self-attention: each place takes the mean of the places it looks at."
     row = self._row(image)
-    grids = sorted({*self._self_sums, *(grid for grid, _ in self._replay)}, reverse=True)
-    if not grids: raise ValueError('self-attention was not kept; open the capture with self_attention=(16,) or replay=(64,)')
-    grid = _match_grid(grids, resolution)
+    if not self.flow_grids: raise ValueError('self-attention was not kept; open the capture with self_attention=(16,) or replay=(64,)')
+    grid = _match_grid(self.flow_grids, resolution)
     sized = F.interpolate(maps[None].float(), grid, mode='bilinear', antialias=True)[0] if maps.shape[1:] != grid else maps.float()
     values = sized.flatten(1).mT  # [place, map]
     if grid in self._self_sums:
@@ -350,7 +376,7 @@ def _flow(query, key, scale, values):
     spread = values.to(query.dtype).expand(1, query.shape[1], -1, -1)
     return F.scaled_dot_product_attention(query, key, spread, scale=scale).float().mean((0, 1))
 
-# %% ../nbs/04_attention.ipynb #82f41989
+# %% ../nbs/04_attention.ipynb #2ae3605f
 @patch
 def variance(self: Trace,
              image: int,  # index of the image
@@ -375,8 +401,7 @@ def class_variance(self: Trace,
                    ) -> tuple[tuple[int, ...], Float[Tensor, "class h w"]]:  # class ids in rising order, their variances
     "Read how much the maps of each class vary: the mean over its pieces and mentions."
     _, maps = self.variance(image, over, resolution)
-    mentions = [maps[list(pieces)].mean(0) for pieces in self._track(image).mentions]
-    return _by_class(self.prompt_of(image), torch.stack(mentions) if mentions else maps[:0], 'mean')
+    return _by_class(self.prompt_of(image), _by_mention(self._track(image), maps), 'mean')
 
 # %% ../nbs/04_attention.ipynb #ead939ce
 @patch
@@ -466,7 +491,7 @@ def batch_parts(pipe: DiffusionPipeline,
     perturbed = getattr(pipe, 'do_perturbed_attention_guidance', False)  # PAG: the prompt once more, perturbed
     return (False,) * bool(guided) + (True,) + (False,) * bool(perturbed)
 
-# %% ../nbs/04_attention.ipynb #5d0088ad
+# %% ../nbs/04_attention.ipynb #e8c22030
 class _Call(NamedTuple):
     "One call of the denoiser that is listened to."
     batch: int
@@ -523,19 +548,19 @@ class _Listener:
         if options.daam_compat: self.sites = [site for site in self.sites if not site.name.startswith('mid_block')]
         self.begun, self.texts_seen, self.step, self.call, self.context, self.encoding, self.too_long = False, False, -1, None, None, {}, None
         self.side_keys, self.side_states, self.completed = {}, None, False
-        self.track({}, None)
+        self.track()
+        spans = self.family.spans(pipe, {}, None)  # side texts are encoded as the pipeline does it by default
+        trace.side_tracks = tuple(track_tokens(prompt, spans, 'mentions' if prompt.mentions else 'all') for prompt in trace.side)
 
-    def track(self, encoding, length):
+    def track(self, length=None):
         "Find the tokens' keys, as far as it is known how the texts are encoded."
-        options, self.encoding = self.options, encoding
-        if encoding.get('clean_caption') and all(map(_installed, ('bs4', 'ftfy'))):
+        if self.encoding.get('clean_caption') and is_bs4_available() and is_ftfy_available():
             raise ValueError('clean_caption=True rewrites the prompt, so its words cannot be followed; clean it before, and pass clean_caption=False')
-        spans = self.family.spans(self.pipe, encoding, length)
-        try: self.trace.tracks = tuple(track_tokens(prompt, spans, options.tokens, options.special) for prompt in self.trace.prompts)
+        spans = self.family.spans(self.pipe, self.encoding, length)
+        try: self.trace.tracks = tuple(track_tokens(prompt, spans, self.options.tokens, self.options.special) for prompt in self.trace.prompts)
         except PromptTooLong as error:
             if length: raise
             self.too_long = error  # unless the texts come encoded, in several pieces
-        self.trace.side_tracks = tuple(track_tokens(prompt, self.family.spans(self.pipe, {}, None), 'mentions' if prompt.mentions else 'all') for prompt in self.trace.side)
 
     def attach(self, undo: ExitStack):
         "Hook the pipeline; `undo` takes everything back."
@@ -566,7 +591,7 @@ class _Listener:
         given = signature(check_inputs).bind(*args, **kwargs).arguments.get('prompt')
         if given is not None:
             self.compare([given] if isinstance(given, str) else list(given))
-            if self.too_long and not isinstance(self.family.spans(self.pipe, {}, None)[0].chunk, int): raise self.too_long
+            if self.too_long: raise self.too_long
         self.begun, self.texts_seen = True, given is not None
 
     def compare(self, given):
@@ -638,7 +663,7 @@ class _Listener:
             if not torch.equal(same, same[:, :1].expand_as(same)):
                 raise ValueError(f'rows of the batch that should be {images} images of one prompt have different '
                                  'texts; is the capture given every prompt?')
-        self.track(self.encoding, text.shape[1])
+        self.track(text.shape[1])
         trace.num_steps = (getattr(self.pipe, 'num_timesteps', None) or len(self.pipe.scheduler.timesteps)) if self.begun else None
         self.selected = select_steps(self.options.steps, trace.num_steps)
         trace.latent = self.family.grid(self.denoiser, inputs)
@@ -676,7 +701,7 @@ class _Listener:
         query, lse, mask = (_stretch(x, 2, places) for x in (query, lse, mask))
         try: grid = self.family.level(query.shape[2], call.grid)
         except ValueError as error: raise ValueError(f'{site.name}: {error}') from None
-        if site.kind != 'cross' and any(size in (min(grid), grid) for size in (*options.self_attention, *options.replay)):
+        if site.kind != 'cross' and _is_among(grid, (*options.self_attention, *options.replay)):
             self.record_self(site, grid, query, key, lse, scale, mask, places)
         if site.kind == 'self': return
         if trace.share == 'text' and site.kind == 'joint': key, lse, mask, text = _stretch(key, 2, text), None, _stretch(mask, 3, text), slice(0, call.text_length)
@@ -711,9 +736,9 @@ class _Listener:
         trace, options = self.trace, self.options
         if lse is None and key.shape[2] != query.shape[2]: lse = log_sum_exp(query, key, scale, mask)
         key, mask = _stretch(key, 2, places), _stretch(mask, 3, places)
-        if any(size in (min(grid), grid) for size in options.self_attention):
+        if _is_among(grid, options.self_attention):
             trace._add(trace._self_sums, grid, _mean_over_heads(query, key, lse, scale, mask))
-        if any(size in (min(grid), grid) for size in options.replay):
+        if _is_among(grid, options.replay):
             with torch.inference_mode(False): trace._replay[grid, site.name] = (query.detach().clone(), key.detach().clone(), scale)
 
     def side_shares(self, site, query, scale):
@@ -742,12 +767,6 @@ def _replace(undo, owner, name, stand_in):
     before = own.get(name)  # set when another capture is open on it
     undo.callback(lambda: own.update({name: before}) if before else own.pop(name))
     own[name] = partial(stand_in, getattr(owner, name))
-
-
-def _installed(name):
-    try: __import__(name)
-    except ImportError: return False
-    return True
 
 
 def _rows(x, call): return x[call.rows] if x is not None and x.ndim > 2 and len(x) == call.batch else x

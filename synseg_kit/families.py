@@ -6,9 +6,10 @@
 __all__ = ['WORD', 'FAMILIES', 'Site', 'grid_of', 'Span', 'Places', 'place_tokens', 'Track', 'track_tokens', 'Family', 'UNet',
            'StableDiffusion3', 'Flux', 'PixArt', 'Sana', 'QwenImage', 'family_of', 'find_sites', 'load_pipeline']
 
-# %% ../nbs/04b_families.ipynb #e2c9b3ea
+# %% ../nbs/04b_families.ipynb #5c4875a2
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
@@ -153,8 +154,8 @@ def _missing(word, text, spans):
     return PromptTooLong(f'{word!r} stands too far back in the prompt {text!r}: the text encoder reads {most} tokens, the prompt has '
                          f'{total}, and {word!r} would be cut off; shorten the prompt')
 
-# %% ../nbs/04b_families.ipynb #3fd1a1c1
-class Family:
+# %% ../nbs/04b_families.ipynb #3258f61b
+class Family(ABC):
     "What capture has to know about one kind of denoiser."
     text_first = True  # joint softmax: whether the text stands before the image
     packed = False  # whether the pipeline's latents are a list of patches
@@ -162,8 +163,7 @@ class Family:
 
     def sites(self, denoiser: nn.Module) -> tuple[Site, ...]:  # in the order of the module tree
         "List the attention layers."
-        kinds = {name: self.kind(name, module) for name, module in denoiser.named_modules()}
-        return tuple(Site(name, kinds[name], module) for name, module in denoiser.named_modules() if kinds[name])
+        return tuple(Site(name, kind, module) for name, module in denoiser.named_modules() if (kind := self.kind(name, module)))
 
     def kind(self, name: str, module: nn.Module) -> str | None:  # 'cross', 'self', 'joint'; None: no attention layer
         "Tell what a module attends to."
@@ -182,12 +182,12 @@ class Family:
         if places != grid[0] * grid[1]: raise ValueError(f'{places} places are no image of {grid[0]}x{grid[1]}')
         return grid
 
+    @abstractmethod
     def spans(self, pipe: DiffusionPipeline,
               encoding: Mapping,  # arguments with which the pipeline encoded the prompts; empty: not known yet
               length: int | None,  # text keys of the call; None: not known yet
               ) -> tuple[Span, ...]:
         "Tell which tokenizer fills which text keys."
-        raise NotImplementedError
 
     def side_states(self, pipe: DiffusionPipeline,
                     denoiser: nn.Module,
@@ -199,7 +199,7 @@ class Family:
 
     def patch(self, denoiser: nn.Module) -> int:
         "Tell how many latent pixels a side of a place has."
-        return denoiser.config.patch_size
+        return 2 if self.packed else denoiser.config.patch_size
 
     def encode(self, pipe: DiffusionPipeline,
                pixels: Float[Tensor, "b 3 h w"],  # -1 to 1
@@ -210,7 +210,7 @@ class Family:
 
     def pack(self, pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
         "Bring latents into the form that the pipeline takes."
-        return latents
+        return pipe._pack_latents(latents, *latents.shape) if self.packed else latents
 
 
 def _tokenizer(pipe, name='tokenizer'):
@@ -249,7 +249,7 @@ class StableDiffusion3(Family):
         if getattr(pipe, 'text_encoder_3', None) is None: return tuple(spans)
         return *spans, Span(_tokenizer(pipe, 'tokenizer_3'), length - clip if length else encoding.get('max_sequence_length', 256), start=clip)
 
-# %% ../nbs/04b_families.ipynb #82a30ab6
+# %% ../nbs/04b_families.ipynb #6a8ad969
 class Flux(Family):
     "FLUX.1 and its variants."
     packed, look_options = True, {}
@@ -264,10 +264,7 @@ class Flux(Family):
     def spans(self, pipe, encoding, length):
         return Span(_tokenizer(pipe, 'tokenizer_2'), length or encoding.get('max_sequence_length', 512)),
 
-    def patch(self, denoiser): return 2
-    def pack(self, pipe, latents): return pipe._pack_latents(latents, *latents.shape)
-
-# %% ../nbs/04b_families.ipynb #3db72460
+# %% ../nbs/04b_families.ipynb #28990b12
 class PixArt(Family):
     "PixArt-alpha and PixArt-Sigma."
     look_options = {'guidance_scale': 1., 'use_resolution_binning': False, 'clean_caption': False}
@@ -280,8 +277,12 @@ class PixArt(Family):
         return Span(_tokenizer(pipe), length or encoding.get('max_sequence_length', 300), lower=True),
 
     def side_states(self, pipe, denoiser, texts):
-        encoded, seen, *_ = pipe.encode_prompt(list(texts), do_classifier_free_guidance=False, device=pipe._execution_device)
+        encoded, seen, *_ = pipe.encode_prompt(list(texts), do_classifier_free_guidance=False, device=pipe._execution_device, **self.encoding_defaults(pipe))
         return denoiser.caption_projection(encoded.to(denoiser.dtype)), seen.bool()
+
+    def encoding_defaults(self, pipe: DiffusionPipeline) -> dict:
+        "List what the pipeline hands to its `encode_prompt` although that has another default."
+        return {}
 
 
 class Sana(PixArt):
@@ -292,19 +293,21 @@ class Sana(PixArt):
 
     def spans(self, pipe, encoding, length):
         tokenizer = _tokenizer(pipe)
-        own = signature(type(pipe).__call__).parameters.get('complex_human_instruction')
-        instruction = '\n'.join(encoding.get('complex_human_instruction', own.default if own and not encoding else None) or ())
+        told = encoding or self.encoding_defaults(pipe)
+        instruction = '\n'.join(told.get('complex_human_instruction') or ())
         dropped = len(tokenizer.encode(instruction)) - 2 if instruction else 0
         return Span(tokenizer, length or encoding.get('max_sequence_length', 300), prefix=instruction, dropped=dropped, lower=True),
 
+    def encoding_defaults(self, pipe):
+        return {'complex_human_instruction': signature(type(pipe).__call__).parameters['complex_human_instruction'].default}
+
     def side_states(self, pipe, denoiser, texts):
-        own = signature(type(pipe).__call__).parameters['complex_human_instruction'].default
-        encoded, seen, *_ = pipe.encode_prompt(list(texts), do_classifier_free_guidance=False, device=pipe._execution_device, complex_human_instruction=own)
-        return denoiser.caption_norm(denoiser.caption_projection(encoded.to(denoiser.dtype))), seen.bool()
+        states, seen = super().side_states(pipe, denoiser, texts)
+        return denoiser.caption_norm(states), seen
 
     def encode(self, pipe, pixels): return pipe.vae.encode(pixels).latent * pipe.vae.config.scaling_factor
 
-# %% ../nbs/04b_families.ipynb #352cc51d
+# %% ../nbs/04b_families.ipynb #82e017a4
 class QwenImage(Family):
     "Qwen-Image."
     packed, look_options = True, {}
@@ -319,14 +322,10 @@ class QwenImage(Family):
         prefix, suffix = pipe.prompt_template_encode.split('{}')
         return Span(_tokenizer(pipe), length or pipe.tokenizer_max_length, prefix=prefix, suffix=suffix, dropped=pipe.prompt_template_encode_start_idx),
 
-    def patch(self, denoiser): return 2
-
     def encode(self, pipe, pixels):
         config = pipe.vae.config
         mean, spread = (torch.tensor(numbers).view(1, -1, 1, 1).to(pixels) for numbers in (config.latents_mean, config.latents_std))
         return (pipe.vae.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0] - mean) / spread
-
-    def pack(self, pipe, latents): return pipe._pack_latents(latents, *latents.shape)
 
 
 FAMILIES: dict[str, Family] = {  # class of the denoiser -> family

@@ -9,7 +9,7 @@ __all__ = ['URN_EXPONENTS', 'FROM_SCORES', 'LEVELS', 'margin_reliability', 'marg
            'error_picture', 'show_reliability_row', 'isotonic', 'Calibration', 'load_calibration', 'calibrate',
            'show_calibration']
 
-# %% ../nbs/05c_reliability.ipynb #957da6c3
+# %% ../nbs/05c_reliability.ipynb #c95ed214
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 from .attention import Resolution, Trace
 from .classes import ClassSet
-from .masks import PseudoMask, decide, normalise, rank_reliability, score_stack
+from .files import write_text
+from .masks import PseudoMask, decide, is_flat, normalise, rank_reliability, score_stack
 from .pictures import QUIET, SERIES, new_figure, picture_row, show_image, show_mask, show_reliability, style, to_image, to_labels
 
 # %% ../nbs/05c_reliability.ipynb #6a57db17
@@ -73,7 +74,7 @@ def _wins(scores, c, exponent, absent, settle):
     raised[:, c] = raised[:, c] ** exponent
     return (settle(raised).masked_fill(absent, -torch.inf).argmax(1) == c).to(scores)
 
-# %% ../nbs/05c_reliability.ipynb #f8b533c3
+# %% ../nbs/05c_reliability.ipynb #4ccc2ab6
 def stability(scores: Float[Tensor, "b s h w"],
               deviation: Float[Tensor, "b s h w"],  # standard deviation of each score, 0 or more
               ) -> Float[Tensor, "b h w"]:  # 0 to 1
@@ -91,8 +92,7 @@ def score_deviation(heat: Float[Tensor, "b c h w"],  # mean attention, as the re
                     background: bool = True,  # whether the class set has one
                     ) -> Float[Tensor, "b s H W"]:  # of the stretched maps' scores, the background's first
     "Bring the variance of attention to the scale of the scores."
-    span = heat.amax((-2, -1), keepdim=True) - heat.amin((-2, -1), keepdim=True)
-    flat = span <= 1e-6 * heat.abs().amax((-2, -1), keepdim=True)
+    flat, span = is_flat(heat)[..., None, None], heat.amax((-2, -1), keepdim=True) - heat.amin((-2, -1), keepdim=True)
     deviation = torch.where(flat, 1, variance.clamp(min=0).sqrt() / torch.where(flat, 1, span))  # a flat map may be anything
     deviation, scores = (F.interpolate(x, size, mode='bilinear') for x in (deviation, normalise(heat)))
     return torch.cat([deviation.gather(1, scores.argmax(1, keepdim=True)), deviation], 1) if background else deviation
@@ -358,7 +358,7 @@ def isotonic(values: Float64[np.ndarray, "n"],
             blocks[-1] = [a + b for a, b in zip(blocks[-1], last)]
     return np.repeat([total / weight for total, weight, _ in blocks], [number for *_, number in blocks]) if blocks else values.astype(np.float64)
 
-# %% ../nbs/05c_reliability.ipynb #8f09fb44
+# %% ../nbs/05c_reliability.ipynb #908ad3a2
 LEVELS = 256  # of a calibration's tables and of reliability on disk
 
 
@@ -400,12 +400,13 @@ class Calibration:
         "Calibrate a mask."
         return PseudoMask(mask.labels, self.apply(torch.from_numpy(mask.reliability), _tensor(mask.labels)).numpy())
 
-    def save(self, path: str | Path) -> Path:
+    def save(self,
+             path: str | Path,  # where it is wanted; its folder is made
+             ) -> Path:  # the file written
         "Write it as JSON."
         about = {'format': 1, 'void': self.void, 'masks': self.masks, 'error_before': self.error_before, 'error_after': self.error_after,
                  'table': self.table.tolist(), 'classes': {str(c): t.tolist() for c, t in self.classes.items()}}
-        Path(path).write_text(json.dumps(about) + '\n', encoding='utf-8')
-        return Path(path)
+        return write_text(path, json.dumps(about) + '\n')
 
     def __repr__(self):
         tell = lambda error: 'unknown' if error is None else f'{error:.3f}'

@@ -10,7 +10,7 @@ __all__ = ['TYPES', 'FILLED_IN', 'PACKAGES', 'TEXT_BARS', 'KERNEL', 'COSTS', 'WO
            'with_values', 'execute', 'describe_failure', 'run', 'summarise', 'source_hash', 'results_folder',
            'write_bench', 'BenchResult', 'read_bench', 'read_results', 'stale_results', 'Expectations', 'expectations']
 
-# %% ../nbs/13_runs.ipynb #bf89ff8e
+# %% ../nbs/13_runs.ipynb #899c6d62
 import ast
 import contextlib
 import copy
@@ -34,6 +34,7 @@ import nbformat
 import papermill
 
 import synseg_kit
+from .files import write_text
 from .toyworld import shipped
 
 # %% ../nbs/13_runs.ipynb #4cdda105
@@ -293,7 +294,7 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-# %% ../nbs/13_runs.ipynb #9a122713
+# %% ../nbs/13_runs.ipynb #37a5fbab
 def to_plain(
     value: Any,  # what a notebook has at hand: numbers of numpy and torch, arrays, paths, dataclasses, mappings ...
 ) -> Any:  # only what JSON holds
@@ -314,13 +315,7 @@ def write_json(
     content: Mapping[str, Any],  # made plain first
 ) -> Path:  # the file written
     """Write a JSON file aside and move it into place."""
-    path = Path(path)
-    text = json.dumps(to_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + '\n'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + '.part')
-    aside.write_text(text, encoding='utf-8')
-    os.replace(aside, path)
-    return path
+    return write_text(path, json.dumps(to_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + '\n')
 
 # %% ../nbs/13_runs.ipynb #f0e1e1b8
 def parameters_of(

@@ -1,9 +1,9 @@
 "Tiny pipelines with random weights of the families of text-to-image models, built offline, for tests of attention capture."
 import torch
-from diffusers import (AutoencoderDC, AutoencoderKLQwenImage, DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline,
-                       FluxTransformer2DModel, PixArtSigmaPipeline, PixArtTransformer2DModel, QwenImagePipeline, QwenImageTransformer2DModel, SanaPipeline,
-                       SanaTransformer2DModel, SD3Transformer2DModel, StableDiffusion3Pipeline, StableDiffusionPipeline, UNet2DConditionModel)
-from tiny import PIECES, WORDS, _autoencoder, _quiet, _sharpen, _text_config, tiny_pipeline, tiny_tokenizer, tiny_xl_pipeline
+from diffusers import (AutoencoderDC, AutoencoderKLQwenImage, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel,
+                       PixArtSigmaPipeline, PixArtTransformer2DModel, QwenImagePipeline, QwenImageTransformer2DModel, SanaPipeline, SanaTransformer2DModel,
+                       SD3Transformer2DModel, StableDiffusion3Pipeline)
+from tiny import PIECES, WORDS, _autoencoder, _quiet, _sharpen, _text_config, stable_diffusion, tiny_pipeline, tiny_tokenizer, tiny_xl_pipeline
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (CLIPTextModel, CLIPTextModelWithProjection, Gemma2Config, Gemma2Model, GemmaTokenizer, Qwen2_5_VLConfig,
                           Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer, T5Config, T5EncoderModel, T5Tokenizer)
@@ -86,15 +86,8 @@ def _ready(pipe, dtype):
 
 def tiny_sd2(dtype=torch.float32, seed=0):
     "A Stable Diffusion 2.1 pipeline: linear projections, heads given by level, upcast attention, prediction of the velocity."
-    torch.manual_seed(seed)
-    tokenizer = tiny_tokenizer()
-    unet = UNet2DConditionModel(sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
-                                down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
-                                cross_attention_dim=32, attention_head_dim=[2, 4], use_linear_projection=True, upcast_attention=True)
-    pipe = StableDiffusionPipeline(vae=_autoencoder(4), text_encoder=CLIPTextModel(_text_config(tokenizer, hidden_act='gelu')), tokenizer=tokenizer,
-                                   unet=_sharpen(unet), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-                                   scheduler=DDIMScheduler(num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-                                                           prediction_type='v_prediction'))
+    pipe = stable_diffusion(seed, text=dict(hidden_act='gelu'), scheduler=dict(prediction_type='v_prediction'), down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
+                            up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'), attention_head_dim=[2, 4], use_linear_projection=True, upcast_attention=True)
     return _ready(pipe, dtype)
 
 

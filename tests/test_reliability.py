@@ -1,6 +1,7 @@
 """Reliability: every measure against a count by brute force, every map against its formula."""
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -414,6 +415,20 @@ def test_calibration_travels_as_json(tmp_path):
     assert all(np.array_equal(read.classes[c], calibration.classes[c]) for c in read.classes) and read.save(tmp_path / 'again.json').read_bytes() == file.read_bytes()
     file.write_text(json.dumps({'format': 2}))
     with pytest.raises(ValueError, match='format 2'): load_calibration(file)
+
+
+def test_a_calibration_is_replaced_in_one_move(tmp_path, monkeypatch):
+    reliability, labels, truth = judged(shape=(4, 40, 40), values=50)
+    calibration = calibrate(list(reliability), list(labels), list(truth))
+    file, other = calibration.save(str(tmp_path / 'calibration.json')), Calibration(np.linspace(0, 1, LEVELS))
+    before = file.read_bytes()
+
+    def stop(*_): raise OSError
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', stop)
+        with pytest.raises(OSError): other.save(file)
+    assert file.read_bytes() == before and os.listdir(tmp_path) == ['calibration.json']
+    assert np.array_equal(load_calibration(other.save(file)).table, other.table)
 
 
 def test_calibrated_masks():

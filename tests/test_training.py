@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from synseg_kit.classes import ClassSet
 from synseg_kit.datasets import NO_AUGMENTATION, Augmentation, Example
-from synseg_kit.training import (CHECKPOINT, IGNORE, Segmenter, SegmenterSettings, adamw, build_segmenter, cross_entropy, follow, learning_rate_at, load_segmenter, muon, train, training_state, weighted_cross_entropy)
+from synseg_kit.training import (CHECKPOINT, IGNORE, OPTIMISERS, Segmenter, SegmenterSettings, adamw, build_optimiser, build_segmenter, cross_entropy, follow, learning_rate_at, load_segmenter, muon, train, training_state, weighted_cross_entropy)
 
 SHAPES = ClassSet('shapes', ('square', 'stripe'))
 SMALL = SegmenterSettings(encoder='tu-mobilenetv3_small_050', decoder_channels=(32, 24, 16, 12, 8), augmentation=Augmentation(crop=32, hue=0., blur=0.), steps=14, batch_size=4,
@@ -262,6 +262,25 @@ def test_muon_moves_inner_matrices_and_leaves_the_rest_to_adamw(tmp_path):
     values = torch.linalg.svdvals(step) / (.2 * max(step.shape) ** .5)
     assert .6 < values.min() and values.max() < 1.3
     assert training_state(network, None, optimiser).keys() >= {f'optimiser.{name}.momentum_buffer', f'optimiser.{matrices[0]}.weight.exp_avg'}
+
+
+@pytest.mark.parametrize(('name', 'moved'), [('adamw', set()), ('muon', {'2.weight'})])
+def test_the_optimiser_goes_by_its_name(name, moved):
+    """Of four matrices Muon moves the one that is neither first nor last nor named as an end; AdamW has no use for names of ends."""
+    network = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(4)))
+    optimiser = build_optimiser(network, replace(SMALL, optimiser=name), (.8, .95), outer=('1',))
+    assert {key for key, weight in network.named_parameters() if optimiser.state[weight].get('use_muon')} == moved
+    assert {group['betas'] for group in optimiser.param_groups} == {(.8, .95)} and {group['lr'] for group in optimiser.param_groups} == {SMALL.learning_rate}
+
+
+def test_one_list_of_optimisers():
+    from synseg_kit.adaptation import DenoisingSettings  # here, since the processes that this file starts import it as well
+    for settings in (SegmenterSettings, DenoisingSettings):
+        for name in OPTIMISERS: assert settings(optimiser=name).optimiser == name
+        with pytest.raises(ValueError, match='adamw.*muon'): settings(optimiser='sgd')
+    unchecked = SegmenterSettings()
+    object.__setattr__(unchecked, 'optimiser', 'sgd')
+    with pytest.raises(ValueError, match="unknown optimiser 'sgd'; there are adamw, muon"): build_optimiser(torch.nn.Linear(1, 1), unchecked)
 
 
 @pytest.mark.parametrize('encoder, architecture', [('resnet18', 'deeplabv3plus'), ('tu-regnetx_002', 'fpn'), ('mit_b0', 'segformer')])

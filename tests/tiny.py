@@ -51,16 +51,24 @@ def _sharpen(unet):
     return unet
 
 
-def tiny_pipeline(dtype=torch.float32, channels=4, max_length=16, seed=0):
-    "A Stable Diffusion 1 pipeline: 16x16 latents for 64x64 pixels, cross-attention at two resolutions and in the middle block."
+def _unet(channels=4, **options):
+    "A network of two levels on 16x16 latents."
+    return _sharpen(UNet2DConditionModel(sample_size=16, in_channels=channels, out_channels=channels, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8, **options))
+
+
+def stable_diffusion(seed, channels=4, max_length=16, text=None, scheduler=None, **network):
+    "A pipeline of one text encoder; golden numbers hang on the order in which its parts take random weights: network, autoencoder, text encoder."
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(max_length)
-    unet = UNet2DConditionModel(sample_size=16, in_channels=channels, out_channels=channels, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
-                                down_block_types=('CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'),
-                                cross_attention_dim=32, attention_head_dim=4)
-    pipe = StableDiffusionPipeline(vae=_autoencoder(channels), text_encoder=CLIPTextModel(_text_config(tokenizer)), tokenizer=tokenizer, unet=_sharpen(unet),
-                                   scheduler=DDIMScheduler(num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-                                   safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    unet, vae, text_encoder = _unet(channels, cross_attention_dim=32, **network), _autoencoder(channels), CLIPTextModel(_text_config(tokenizer, **text or {}))
+    schedule = DDIMScheduler(num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=False, steps_offset=1, **scheduler or {})
+    return StableDiffusionPipeline(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=schedule, safety_checker=None, feature_extractor=None,
+                                   requires_safety_checker=False)
+
+
+def tiny_pipeline(dtype=torch.float32, channels=4, max_length=16, seed=0):
+    "A Stable Diffusion 1 pipeline: 16x16 latents for 64x64 pixels, cross-attention at two resolutions and in the middle block."
+    pipe = stable_diffusion(seed, channels, max_length, down_block_types=('CrossAttnDownBlock2D',) * 2, up_block_types=('CrossAttnUpBlock2D',) * 2, attention_head_dim=4)
     return _quiet(pipe, dtype)
 
 
@@ -68,12 +76,11 @@ def tiny_xl_pipeline(dtype=torch.float32, seed=0):
     "A Stable Diffusion XL pipeline: two text encoders, two transformer layers a block, pooled text and sizes as added conditions."
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
-    unet = UNet2DConditionModel(sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
-                                down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
-                                cross_attention_dim=64, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2), use_linear_projection=True,
-                                addition_embed_type='text_time', addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 32)
+    unet = _unet(down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'), cross_attention_dim=64,
+                 attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2), use_linear_projection=True, addition_embed_type='text_time',
+                 addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 32)
     pipe = StableDiffusionXLPipeline(vae=_autoencoder(4), text_encoder=CLIPTextModel(_text_config(tokenizer)), tokenizer=tokenizer, tokenizer_2=tiny_tokenizer(),
-                                     text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, hidden_act='gelu')), unet=_sharpen(unet),
+                                     text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, hidden_act='gelu')), unet=unet,
                                      scheduler=EulerDiscreteScheduler(num_train_timesteps=1000), add_watermarker=False)
     return _quiet(pipe, dtype)
 
