@@ -250,7 +250,7 @@ class RenderedDataset:
 
     def __repr__(self): return f'{type(self).__name__}({len(self)} {self.look}, {self.class_set.num_classes} ids of {self.class_set.name!r})'
 
-# %% ../nbs/06_datasets.ipynb #353fcfee
+# %% ../nbs/06_datasets.ipynb #f54dd531
 @runtime_checkable
 class Labelled(Protocol):
     "Whatever has labels and reliability for each pixel; `masks.PseudoMask` does."
@@ -266,6 +266,7 @@ class Sample:
     seed: int # of its starting noise
     source: str = '' # name of the generator
     others: Mapping[str, Labelled] = field(default_factory=dict) # masks by other recipes, by their names
+    heat: tuple[Sequence[int], Tensor] | None = None # class ids and their maps [class, h, w], for filters; it is not written
 
     def __post_init__(self):
         for mask in (self.mask, *self.others.values()): Example(self.image, mask.labels, mask.reliability, self.prompt.text)
@@ -370,7 +371,7 @@ def dataset_card(
     encoding = f'palette PNG, {PALETTE_VOID} is void' if class_set.num_classes <= PALETTE_VOID else f'RGB PNG, id = R + 256 G, {RGB_VOID} is void'
     return DATASET_CARD.format(count=count, name=class_set.name, classes=classes, encoding=encoding)
 
-# %% ../nbs/06_datasets.ipynb #b48696df
+# %% ../nbs/06_datasets.ipynb #b8efa098
 class SampleWriter:
     "Writes a synthetic dataset block by block; use it in a `with`."
     def __init__(self,
@@ -417,9 +418,14 @@ class SampleWriter:
     def record(self, block): return self.folder / 'blocks' / f'{block:06}.json'
 
     @property
+    def blocks(self) -> range: # their numbers
+        "List the blocks of the whole dataset."
+        return range(-(-self.count // self.block_size))
+
+    @property
     def missing(self) -> list[int]: # numbers of the blocks, in order
         "List the blocks that are not there yet."
-        return [b for b in range(-(-self.count // self.block_size)) if not self.record(b).is_file()]
+        return [b for b in self.blocks if not self.record(b).is_file()]
 
     def numbers(self,
         block: int, # number of the block, from 0
@@ -447,7 +453,7 @@ class SampleWriter:
     def finish(self) -> 'SyntheticFolder':
         "Write the lists of the complete dataset from its block records, and open it."
         if self.missing: raise ValueError(f'{self.folder} lacks {len(self.missing)} blocks, first {self.missing[0]}; write them before finishing')
-        records = [self.record(block) for block in range(-(-self.count // self.block_size))]
+        records = [self.record(block) for block in self.blocks]
         lines = [line for record in records for line in json.loads(record.read_text(encoding='utf-8'))]
         if not lines: raise ValueError(f'all {self.count} samples of {self.folder} were rejected, so there is no dataset; loosen the filter')
         names = [line['file_name'].removeprefix('JPEGImages/').removesuffix('.jpg') for line in lines]

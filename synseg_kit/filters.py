@@ -7,8 +7,9 @@ __all__ = ['Heat', 'HASHES', 'Candidate', 'Rejection', 'Filter', 'label_shares',
            'winning_area', 'Shown', 'Confidence', 'perceptual_hash', 'hamming', 'Duplicates', 'Report', 'Filters',
            'show_verdicts']
 
-# %% ../nbs/05d_filters.ipynb #49b166e7
+# %% ../nbs/05d_filters.ipynb #f7319be7
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -24,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from .classes import ClassSet
+from .files import write_text
 from .masks import PseudoMask, normalise, score_stack
 from .pictures import SERIES, picture_row, show_mask, style, to_image
 from .prompts import Prompt
@@ -59,18 +61,18 @@ class Rejection:
         like = '' if self.like is None else f' from sample {self.like}'
         return f'{self.what}{about}{like}: {self.value:.3g} (limit {self.limit:.3g})'
 
-# %% ../nbs/05d_filters.ipynb #a76061fd
-class Filter:
+# %% ../nbs/05d_filters.ipynb #193dbe8d
+class Filter(ABC):
     "What filters have in common; most look at one sample at a time and remember nothing."
     name: str
 
+    @abstractmethod
     def judge(self,
               number: int,  # of the sample
               sample: Candidate,
               heat: Heat | None = None,
               ) -> Rejection | None:  # None: it may stay
         "Judge one sample."
-        raise NotImplementedError
 
     def start(self) -> 'Filter':
         "Begin a stream of samples."
@@ -78,11 +80,13 @@ class Filter:
 
     def remember(self, number: int): "Learn that the sample judged last is kept."
 
-    def state(self) -> dict:  # for JSON
-        "Give what is remembered of the stream."
+    def state(self,
+              since: int = 0,  # number of a sample
+              ) -> dict:  # for JSON
+        "Give what is remembered of the samples from one on."
         return {}
 
-    def restore(self, state: Mapping): "Remember what another one did."
+    def restore(self, state: Mapping): "Remember beside that what another one did."
 
 
 def label_shares(mask: PseudoMask,
@@ -229,7 +233,7 @@ def hamming(a: UInt64[np.ndarray, "..."] | np.uint64,
     "Count the bits in which hashes differ."
     return np.bitwise_count(a ^ b)
 
-# %% ../nbs/05d_filters.ipynb #c8c6cc4d
+# %% ../nbs/05d_filters.ipynb #db69e0f5
 @dataclass(frozen=True)
 class Duplicates(Filter):
     "Turn away images that look like one that was kept."
@@ -242,6 +246,7 @@ class Duplicates(Filter):
         if not 0 <= self.limit < 64: raise ValueError(f'limit is a number of bits from 0 to 63, got {self.limit}')
         if self.kind not in HASHES: raise ValueError(f'unknown hash {self.kind!r}; there are {", ".join(HASHES)}')
 
+    def judge(self, number, sample, heat=None): return None  # a sample alone is like no other; in a stream `start` gives one that remembers
     def start(self): return _Seen(self)
 
 
@@ -276,13 +281,15 @@ class _Seen(Filter):
         key, hash_ = self.last
         self.groups[key].add(hash_, number)
 
-    def state(self): return {key: [[int(n), f'{int(h):016x}'] for n, h in zip(group.numbers[:group.count], group.hashes)] for key, group in self.groups.items() if group.count}
+    def state(self, since=0):
+        kept = {key: [[int(n), f'{int(h):016x}'] for n, h in zip(group.numbers[:group.count], group.hashes) if n >= since] for key, group in self.groups.items()}
+        return {key: pairs for key, pairs in kept.items() if pairs}
 
     def restore(self, state):
         for key, kept in state.items():
             for number, hash_ in kept: self.groups.setdefault(key, _Group()).add(np.uint64(int(hash_, 16)), number)
 
-# %% ../nbs/05d_filters.ipynb #a0a00654
+# %% ../nbs/05d_filters.ipynb #4f8299cb
 @dataclass(frozen=True, repr=False)
 class Report:
     "What filters have turned away, and why."
@@ -301,12 +308,13 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:  # for JSON
         "Give it as plain values."
-        return {'seen': self.seen, 'kept': self.kept, 'rejected': self.counts, 'samples': [{k: v for k, v in asdict(r).items() if v is not None} for r in self.rejections]}
+        return {'seen': self.seen, 'kept': self.kept, 'rejected': self.counts, 'samples': [_values(r) for r in self.rejections]}
 
-    def save(self, path: str | Path) -> Path:
+    def save(self,
+             path: str | Path,  # where it is wanted; its folder is made
+             ) -> Path:  # the file written
         "Write it as JSON."
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + '\n', encoding='utf-8')
-        return Path(path)
+        return write_text(path, json.dumps(self.to_dict(), indent=1) + '\n')
 
     def __repr__(self): return f'Report({self.kept} of {self.seen} samples kept; {", ".join(f"{name} {count}" for name, count in self.counts.items())})'
 
@@ -317,6 +325,9 @@ class Report:
             one = next((r for r in self.rejections if r.filter == name), None)
             rows.append(f'| {name} | {count:,} | {count / self.seen:.1%} | {"" if one is None else f"sample {one.number}, {one.describe(self.class_set)}"} |')
         return '\n'.join([*rows, f'| **kept** | {self.kept:,} | {self.kept / self.seen:.1%} | |'])
+
+
+def _values(rejection): return {name: value for name, value in asdict(rejection).items() if value is not None}
 
 
 class Filters:
@@ -332,11 +343,12 @@ class Filters:
 
     def judge(self,
               sample: Candidate,
-              heat: Heat | None = None,  # attention of its classes, for `Shown`
+              heat: Heat | None = None,  # attention of its classes, for `Shown`; None: the sample's own, if it has one
               number: int | None = None,  # of the sample; None: one more than the last
               ) -> Rejection | None:  # None: it is kept
         "Judge the next sample of the stream."
         number = self._seen if number is None else number
+        heat = getattr(sample, 'heat', None) if heat is None else heat
         rejection = next((found for f in self._running if (found := f.judge(number, sample, heat))), None)
         self._seen += 1
         if rejection is None:
@@ -346,7 +358,7 @@ class Filters:
 
     def __call__(self,
                  sample: Candidate,
-                 heat: Heat | None = None,  # attention of its classes, for `Shown`
+                 heat: Heat | None = None,  # attention of its classes, for `Shown`; None: the sample's own, if it has one
                  ) -> bool:  # whether it is kept
         "Judge the next sample, as `synthesize(keep=...)` wants it."
         return self.judge(sample, heat) is None
@@ -366,17 +378,26 @@ class Filters:
         "List the filters and their settings."
         return json.loads(json.dumps([{'filter': type(f).__name__, **asdict(f)} for f in self.filters]))
 
-    def state(self) -> dict[str, Any]:  # for JSON
-        "Give all that a stream which is interrupted here needs to go on."
-        return {'filters': self.describe(), **self.report.to_dict(), 'memory': {f.name: f.state() for f in self._running}}
+    def state(self,
+              since: int = 0,  # number of a sample
+              ) -> dict[str, Any]:  # for JSON
+        "Give what a stream that is interrupted here needs to go on; or only what samples from one on have added."
+        return {'filters': self.describe(), 'seen': self._seen, 'samples': [_values(r) for r in self._rejections if r.number >= since],
+                'memory': {f.name: f.state(since) for f in self._running}}
 
-    def restore(self, state: Mapping[str, Any]) -> 'Filters':  # itself
+    def restore(self, *states: Mapping[str, Any]) -> 'Filters':  # in their order: a whole state, or one for each part of the stream; itself
         "Go on where another stream of the same filters stopped."
         if self._seen: raise ValueError('these filters have judged samples already; restore new ones')
-        if state['filters'] != self.describe(): raise ValueError(f'the state is of other filters: {state["filters"]} there, {self.describe()} here')
-        self._seen, self._rejections = state['seen'], [Rejection(**r) for r in state['samples']]
-        for f in self._running: f.restore(state['memory'][f.name])
+        for state in states:
+            if state['filters'] != self.describe(): raise ValueError(f'the state is of other filters: {state["filters"]} there, {self.describe()} here')
+            self._seen = state['seen']
+            self._rejections += [Rejection(**r) for r in state['samples']]
+            for f in self._running: f.restore(state['memory'][f.name])
         return self
+
+    def fresh(self) -> 'Filters':
+        "Begin a new stream with the same filters."
+        return Filters(*self.filters, class_set=self.class_set)
 
     def __repr__(self): return f'Filters({", ".join(f.name for f in self.filters)}): {self.report.kept} of {self._seen} samples kept'
 

@@ -63,7 +63,7 @@ class CRFSettings:
         "Tell how many colours the fast filter computes with."
         return self.num_colours or (512 if self.colour_sigma >= 8 else 1024)
 
-# %% ../nbs/05a_refinement.ipynb #0d7f0440
+# %% ../nbs/05a_refinement.ipynb #68deca43
 MOST_PIXELS = 2 ** 13  # that brute force takes: a matrix of 512 MB
 
 
@@ -76,16 +76,18 @@ def _check_crf(probabilities, images):
     return probabilities, pixels
 
 def _mean_field(probabilities, kernels, iterations):
-    "Let the pixels of one picture, [class, h, w], agree, by pairs of a weight and a function of [pixel, class]."
-    told = probabilities.flatten(1).T.contiguous().clamp(1e-5, 1).log()
-    beliefs = told.softmax(1)
+    "Let the pixels of one picture, [guess, class, h, w], agree, by pairs of a weight and a function of [pixel, map]; guesses know nothing of each other."
+    guesses, classes = probabilities.shape[:2]
+    def settle(logits): return logits.view(-1, guesses, classes).softmax(2).view(-1, guesses * classes)
+    told = probabilities.flatten(2).flatten(0, 1).T.contiguous().clamp(1e-5, 1).log()
+    beliefs = settle(told)
     for _ in range(iterations):
         logits = told.clone()
         for weight, kernel in kernels: logits.add_(kernel(beliefs), alpha=weight)
-        beliefs = logits.softmax(1)
+        beliefs = settle(logits)
     return beliefs.T.reshape(probabilities.shape)
 
-# %% ../nbs/05a_refinement.ipynb #02847576
+# %% ../nbs/05a_refinement.ipynb #8c2c2e91
 def _normalised_kernel(features):
     "Every pair's kernel, normalised symmetrically: [pixel, pixel]."
     kernel = torch.cdist(features, features).square_().mul_(-.5).exp_()
@@ -107,7 +109,7 @@ def brute_force_crf(probabilities: Float[Tensor, "b class h w"],  # 0 to 1, sum 
         colour = 255 * picture.flatten(1).T.double()
         alike = _normalised_kernel(torch.cat([position / settings.bilateral_sigma, colour / settings.colour_sigma], 1))
         pull = alike.mul_(settings.bilateral_weight).add_(near)
-        return _mean_field(one.double(), [(1, pull.matmul)], settings.iterations)
+        return _mean_field(one.double()[None], [(1, pull.matmul)], settings.iterations)[0]
     return torch.stack([refine(*pair) for pair in zip(checked, pixels)]).to(probabilities.dtype)
 
 # %% ../nbs/05a_refinement.ipynb #3471bf5a
@@ -242,20 +244,21 @@ class _BilateralFilter:
         values = columns @ values.view(len(colours) * len(rows), len(columns), -1)
         return self.pixels.slice(self.pairs.slice(values.view(-1, maps.shape[1]))).addcmul_(self.lost, maps)
 
-# %% ../nbs/05a_refinement.ipynb #2807cb0b
+# %% ../nbs/05a_refinement.ipynb #1f91f1aa
 @torch.no_grad()
-def dense_crf(probabilities: Float[Tensor, "b class h w"],  # 0 to 1, sum 1 over classes
+def dense_crf(probabilities: Float[Tensor, "b *guesses class h w"],  # 0 to 1, sum 1 over classes; several guesses for an image share its filters
               images: Pixels,  # uint8, or floats from 0 to 1
               settings: CRFSettings = CRFSettings(),
-              ) -> Float[Tensor, "b class h w"]:  # 0 to 1, sum 1 over classes
+              ) -> Float[Tensor, "b *guesses class h w"]:  # 0 to 1, sum 1 over classes
     "Refine by a fully connected CRF (Kraehenbuehl and Koltun 2011)."
-    checked, pixels = (x.float() for x in _check_crf(probabilities, images))
+    for guess in (guesses := probabilities.unsqueeze(1).flatten(1, -4)).unbind(1): _, pixels = _check_crf(guess, images)
+    checked, pixels = guesses.float(), pixels.float()
     near = _PositionFilter(*images.shape[2:], settings.gaussian_sigma, images.device) if settings.gaussian_weight else None
     def refine(one, picture):
         alike = _BilateralFilter(picture, settings) if settings.bilateral_weight else None
         kernels = [(weight, kernel) for weight, kernel in ((settings.gaussian_weight, near), (settings.bilateral_weight, alike)) if kernel]
         return _mean_field(one, kernels, settings.iterations)
-    return torch.stack([refine(*pair) for pair in zip(checked, pixels)]).to(probabilities.dtype)
+    return torch.stack([refine(*pair) for pair in zip(checked, pixels)]).view(probabilities.shape).to(probabilities.dtype)
 
 # %% ../nbs/05a_refinement.ipynb #64879a1b
 DILATIONS = (1, 2, 4, 8, 12, 24)  # distances of neighbours, in pixels, as published

@@ -6,7 +6,7 @@
 __all__ = ['BOOKKEEPING', 'SynthesisSettings', 'sample_seed', 'find_tokenizers', 'check_prompts', 'fingerprint', 'model_name',
            'describe_model', 'hash_prompts', 'describe_run', 'quiet', 'denoiser_precision', 'make_block', 'synthesize']
 
-# %% ../nbs/07_synthesis.ipynb #ec052212
+# %% ../nbs/07_synthesis.ipynb #f5d06602
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,11 +25,12 @@ from tqdm.auto import tqdm
 import synseg_kit
 from .attention import capture
 from .classes import ClassSet
-from .datasets import Sample, SampleWriter, SyntheticFolder
-from .masks import pseudo_masks
+from .datasets import Sample, SampleWriter, SyntheticFolder, write_aside
+from .filters import Filters
 from .prompts import Prompt, token_positions
+from .recipes import Recipe, merge_captures, pseudo_masks, recipe
 
-# %% ../nbs/07_synthesis.ipynb #04dcf320
+# %% ../nbs/07_synthesis.ipynb #19110025
 @dataclass(frozen=True)
 class SynthesisSettings:
     "How samples are made from prompts."
@@ -40,10 +41,10 @@ class SynthesisSettings:
     width: int | None = None # of the images, in pixels; None: what the model was trained for
     block_size: int = 8 # samples that are made in one call and written together
     seed: int = 0 # of the dataset; every sample has its own, derived from it
-    recipe: str = 'attn2mask' # how attention becomes a mask; see `pseudo_masks`
-    recipe_parameters: Mapping[str, Any] = field(default_factory=dict, hash=False) # for the recipe, such as {'beta': 0.2}
-    also: Mapping[str, Mapping] = field(default_factory=dict, hash=False) # masks by other recipes from the same maps, recipe -> parameters; they go to SegmentationClass-RECIPE
-    capture: Mapping[str, Any] = field(default_factory=dict, hash=False) # for `capture`, such as {'self_attention': [16]}
+    recipe: str = 'synseg' # how attention becomes a mask: a key of `recipes.RECIPES`
+    recipe_parameters: Mapping[str, Any] = field(default_factory=dict, hash=False) # what it changes of the recipe, such as {'beta': 0.2}
+    also: Mapping[str, Mapping] = field(default_factory=dict, hash=False) # masks by other recipes from the same maps, recipe -> what it changes; they go to SegmentationClass-RECIPE
+    capture: Mapping[str, Any] = field(default_factory=dict, hash=False) # for `capture`, beside what the recipes need, such as {'steps': 0.5}
     precision: str = 'model' # "model": the dtype of its weights; "bf16": the denoiser computes in bfloat16
 
     def __post_init__(self):
@@ -53,6 +54,13 @@ class SynthesisSettings:
                  ('precision', self.precision in ('model', 'bf16'), '"model" or "bf16"'))
         for name, holds, need in rules:
             if not holds: raise ValueError(f'{name}={getattr(self, name)!r}; needed is {need}')
+        self.recipes  # a wrong name or value is refused now, not after the first block
+
+    @property
+    def recipes(self) -> dict[str, Recipe]: # name -> recipe, the main one first
+        "Make the recipes that the settings name."
+        if self.recipe in self.also: raise ValueError(f'{self.recipe!r} is the main recipe and one of also; a recipe has one folder of masks')
+        return {name: recipe(name, **changes) for name, changes in {self.recipe: self.recipe_parameters, **self.also}.items()}
 
 # %% ../nbs/07_synthesis.ipynb #899dc8d7
 def sample_seed(
@@ -132,7 +140,7 @@ def describe_model(
     return {'name': model_name(pipe), 'pipeline': type(pipe).__name__, 'fingerprint': fingerprint(pipe),
             'dtype': str(pipe.dtype).removeprefix('torch.'), 'device': pipe.device.type}
 
-# %% ../nbs/07_synthesis.ipynb #38a9897a
+# %% ../nbs/07_synthesis.ipynb #5c256717
 def hash_prompts(
     prompts: Sequence[Prompt],
 ) -> str: # 32 hexadecimal digits
@@ -143,15 +151,15 @@ def describe_run(
     pipe: DiffusionPipeline,
     prompts: Sequence[Prompt],
     settings: SynthesisSettings,
-    keep: Callable[[Sample], bool] | None = None, # the filter
+    keep: Filters | Callable[[Sample], bool] | None = None,
 ) -> dict[str, Any]: # as dataset.json has it
     "Say all that decides what a dataset will be."
     versions = {'synseg_kit': synseg_kit.__version__, 'torch': torch.__version__, 'diffusers': diffusers.__version__}
     return {'prompts': hash_prompts(prompts), 'settings': asdict(settings), 'model': describe_model(pipe),
-            'filter': None if keep is None else getattr(keep, '__qualname__', type(keep).__qualname__),
+            'filter': keep.describe() if isinstance(keep, Filters) else None if keep is None else getattr(keep, '__qualname__', type(keep).__qualname__),
             'threads': torch.get_num_threads() if pipe.device.type == 'cpu' else None, 'versions': versions}
 
-# %% ../nbs/07_synthesis.ipynb #8bd5e8a7
+# %% ../nbs/07_synthesis.ipynb #2726264f
 @contextmanager
 def quiet(
     pipe: DiffusionPipeline,
@@ -193,34 +201,62 @@ def make_block(
     "Make the samples of a block in one call of the pipeline."
     size = {name: value for name in ('height', 'width') if (value := getattr(settings, name)) is not None}
     negative = {'negative_prompt': [settings.negative_prompt] * len(prompts)} if settings.negative_prompt else {}
-    with quiet(pipe), denoiser_precision(pipe, settings.precision), capture(pipe, prompts, **settings.capture) as trace:
+    wanted = merge_captures(*settings.recipes.values(), settings.capture)
+    with quiet(pipe), denoiser_precision(pipe, settings.precision), capture(pipe, prompts, **wanted) as trace:
         out = pipe([p.text for p in prompts], num_inference_steps=settings.steps, guidance_scale=settings.guidance_scale,
                    generator=[torch.Generator().manual_seed(seed) for seed in seeds], **negative, **size)
-    masks = pseudo_masks(trace, out.images, class_set, recipe=settings.recipe, **settings.recipe_parameters)
-    others = {name: pseudo_masks(trace, out.images, class_set, recipe=name, **parameters) for name, parameters in settings.also.items()}
+    masks, *others = (pseudo_masks(trace, out.images, class_set, one) for one in settings.recipes.values())
     blackened = getattr(out, 'nsfw_content_detected', None) or [False] * len(prompts)
-    return [None if black else Sample(image, mask, prompt, seed, model_name(pipe), {name: made[i] for name, made in others.items()})
+    return [None if black else Sample(image, mask, prompt, seed, model_name(pipe), {name: made[i] for name, made in zip(settings.also, others)}, trace.class_maps(i))
             for i, (image, mask, prompt, seed, black) in enumerate(zip(out.images, masks, prompts, seeds, blackened))]
 
-# %% ../nbs/07_synthesis.ipynb #fcf6bb6e
+# %% ../nbs/07_synthesis.ipynb #30d26355
+class _Judge:
+    "Says which samples to keep, and writes down what filters learn from each block."
+
+    def __init__(self, keep, writer):
+        self.keep, self.writer = keep.fresh() if isinstance(keep, Filters) else keep, writer
+        if not isinstance(keep, Filters): return
+        done = writer.missing[0] if writer.missing else len(writer.blocks)
+        lost = next((b for b in range(done) if not self.memory(b).is_file()), done)
+        if later := [b for b in writer.blocks if b >= lost and b not in writer.missing]:
+            raise FileNotFoundError(f'{writer.record(later[0])} is there, but what the filters learned in block {lost} is not, so what follows cannot be judged; '
+                                    f'delete {writer.record(lost).name} and the later records, and these blocks are made anew')
+        self.keep.restore(*(json.loads(self.memory(b).read_text(encoding='utf-8')) for b in range(lost)))
+
+    def memory(self, block): return self.writer.folder / 'filters' / f'{block:06}.json'
+
+    def __call__(self, block, samples):
+        "Keep or drop the samples of a block; None stands for a dropped one."
+        if not isinstance(self.keep, Filters): return [s if s is not None and (self.keep is None or self.keep(s)) else None for s in samples]
+        numbers = self.writer.numbers(block)
+        kept = [s if s is not None and self.keep.judge(s, number=n) is None else None for n, s in zip(numbers, samples)]
+        write_aside(self.memory(block), json.dumps(self.keep.state(since=numbers[0])) + '\n', self.writer.aside)
+        return kept
+
+    def report(self):
+        if isinstance(self.keep, Filters): write_aside(self.writer.folder / 'filters.json', json.dumps(self.keep.report.to_dict(), indent=1) + '\n', self.writer.aside)
+
+
 def synthesize(
     pipe: DiffusionPipeline, # a text-to-image pipeline that `capture` knows
     prompts: Sequence[Prompt], # one sample is made for each
     folder: str | Path, # of the dataset: new, empty, or with this dataset unfinished
     class_set: ClassSet, # what the mentions mean
     settings: SynthesisSettings = SynthesisSettings(),
-    keep: Callable[[Sample], bool] | None = None, # samples it says no to are left out; None: all are kept
+    keep: Filters | Callable[[Sample], bool] | None = None, # samples it says no to are left out; None: all are kept
     progress: bool = True, # show a progress bar
 ) -> SyntheticFolder: # the finished dataset
     "Make a dataset from prompts, or the rest of it where a run was interrupted."
     check_prompts(prompts, class_set, pipe)
     with SampleWriter(folder, class_set, len(prompts), settings.block_size, describe_run(pipe, prompts, settings, keep)) as writer:
-        missing = writer.missing
+        missing, judge = writer.missing, _Judge(keep, writer)
         left = sum(len(writer.numbers(block)) for block in missing)
         with tqdm(total=len(prompts), initial=len(prompts) - left, desc='synthesis', unit='image', disable=not progress) as bar:
             for block in missing:
                 numbers = writer.numbers(block)
                 samples = make_block(pipe, [prompts[n] for n in numbers], [sample_seed(settings.seed, n) for n in numbers], class_set, settings)
-                writer.write(block, [s if s is not None and (keep is None or keep(s)) else None for s in samples])
+                writer.write(block, judge(block, samples))
                 bar.update(len(numbers))
+        judge.report()
         return writer.finish()

@@ -1,5 +1,6 @@
 """Filters: every measure on cases counted by hand, every rejection with its reason, and a stream that any interruption leaves as it was."""
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -308,6 +309,18 @@ def test_a_report_shows_itself(tmp_path):
     assert repr(filters).startswith('Filters(area, confidence, near-duplicates): ') and repr(filters.report).startswith('Report(')
     assert json.loads(filters.report.save(tmp_path / 'report.json').read_text()) == filters.report.to_dict()
     assert Report(1, ('x',), (Rejection(0, 'x', 'share', .5, .7, 2),)).to_dict()['samples'] == [{'number': 0, 'filter': 'x', 'what': 'share', 'value': .5, 'limit': .7, 'class_id': 2}]
+
+
+def test_a_report_is_replaced_in_one_move(tmp_path, monkeypatch):
+    file = Report(1, ('x',)).save(str(tmp_path / 'report.json'))
+    before = file.read_bytes()
+
+    def stop(*_): raise OSError
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', stop)
+        with pytest.raises(OSError): Report(2, ('x',)).save(file)
+    assert file.read_bytes() == before and os.listdir(tmp_path) == ['report.json']
+    assert json.loads(Report(2, ('x',)).save(file).read_text())['seen'] == 2
 
 
 def test_pictures_of_verdicts():

@@ -180,6 +180,14 @@ def test_crf_refuses_what_is_no_distribution(refine):
     with pytest.raises(ValueError, match='not finite'): refine(torch.full((1, 2, 4, 5), math.nan), images)
 
 
+def test_several_guesses_are_refined_apart():
+    (_, images), guesses = scene(24, 31, (1, 2)), torch.rand(2, 3, 4, 24, 31, generator=torch.Generator().manual_seed(1)).softmax(2)
+    together = dense_crf(guesses, images)
+    assert together.shape == guesses.shape
+    for i in range(3): assert torch.allclose(together[:, i], dense_crf(guesses[:, i].contiguous(), images), atol=1e-5)
+    with pytest.raises(ValueError, match='sum to 1'): dense_crf(torch.cat([guesses, 2 * guesses[:, :1]], 1), images)
+
+
 # ---- PAMR
 
 

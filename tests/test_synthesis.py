@@ -248,10 +248,10 @@ def test_keep(pipe, tmp_path):
 
 
 def test_masks_by_another_recipe(pipe, whole, tmp_path):
-    both = make(pipe, tmp_path / 'both', settings=replace(SETTINGS, also={'threshold': {'level': .5}}))
-    alone = make(pipe, tmp_path / 'alone', settings=replace(SETTINGS, recipe='threshold', recipe_parameters={'level': .5}))
+    both = make(pipe, tmp_path / 'both', settings=replace(SETTINGS, also={'daam': {'threshold': .5}}))
+    alone = make(pipe, tmp_path / 'alone', settings=replace(SETTINGS, recipe='daam', recipe_parameters={'threshold': .5}))
     assert contents(both.root / 'SegmentationClass') == contents(whole.root / 'SegmentationClass')
-    assert contents(both.root / 'SegmentationClass-threshold') == contents(alone.root / 'SegmentationClass')
+    assert contents(both.root / 'SegmentationClass-daam') == contents(alone.root / 'SegmentationClass')
 
 
 def test_an_error_in_a_block_keeps_the_blocks_before(pipe, whole, tmp_path, monkeypatch):
