@@ -6,7 +6,7 @@
 __all__ = ['WIDTH', 'even_help', 'Parser', 'objects_range', 'assignment', 'positive', 'choose_device', 'read_captions',
            'make_prompts', 'generate', 'add_generate', 'add_device', 'finish', 'train', 'add_train', 'open_benchmark',
            'evaluate', 'scorecard_text', 'add_evaluate', 'render', 'add_render', 'text_table', 'run', 'add_run',
-           'results', 'add_results', 'build_parser', 'explain', 'main']
+           'results', 'add_results', 'words', 'words_text', 'add_words', 'build_parser', 'explain', 'main']
 
 # %% ../nbs/14_cli.ipynb #dd2ca689
 import argparse
@@ -376,7 +376,60 @@ is stale when the source of a module that it rests on has changed since it was m
     parser.add_argument('--folder', type=Path, metavar='FOLDER', help='where they lie (default: nbs/bench/results of the clone)')
     finish(parser, results)
 
-# %% ../nbs/14_cli.ipynb #c16ea283
+# %% ../nbs/14_cli.ipynb #908d54c6
+def words(arguments: argparse.Namespace) -> None:
+    """Show the words for a class, and why others are left out."""
+    from synseg_kit.classes import ClassSet, class_set
+    from synseg_kit.lexicon import hand_names, lexicon, wordnet
+    if arguments.classes == 'coco': chosen = ClassSet('coco', hand_names('coco'))
+    elif arguments.classes: chosen = class_set(arguments.classes)
+    else: chosen = None
+    names = arguments.name or list(chosen.names if chosen else ())
+    if not names: raise ValueError('name a class, or a class set with --classes')
+    if arguments.sense and len(names) > 1: raise ValueError('--sense says what one name means; give one name')
+    spoken = {name: wordnet().synset(name).words[0] if name[:1] == 'n' and name[1:].isdecimal() else name for name in names}
+    senses = {spoken[name]: name for name in names if spoken[name] != name} | ({names[0]: arguments.sense} if arguments.sense else {})
+    found = lexicon(chosen or ClassSet('yours', tuple(spoken.values())), depth=arguments.depth, most=arguments.most, senses=senses)
+    print('\n\n'.join(words_text(found[spoken[name]], arguments.all) for name in names))
+
+
+def words_text(
+    entry: Any,  # ClassWords
+    everything: bool,  # list all words that are left out, not the first twelve
+) -> str:  # two tables
+    """Write a class's words for a terminal."""
+    short = lambda text: text if len(text) <= 60 else text[:57] + '...'
+    used = [(w.text, w.relation, f'{w.frequency:.0f}', short(w.gloss or 'given by hand')) for w in entry.accepted]
+    left = sorted(entry.refused, key=lambda w: -w.frequency)
+    rows = [(w.text, w.relation, f'{w.frequency:.0f}', short(w.refused)) for w in (left if everything else left[:12])]
+    head = f'{entry.name} ({", ".join(entry.senses) or "by hand"}): {len(used)} words, {len(left)} left out'
+    parts = [head, text_table([('word', 'relation', 'frequency', 'meaning'), *used])]
+    if rows: parts.append(text_table([('left out', 'relation', 'frequency', 'because it'), *rows]))
+    if len(rows) < len(left): parts.append(f'and {len(left) - len(rows)} more (--all)')
+    return '\n\n'.join(parts)
+
+
+def add_words(commands: Any) -> None:
+    """Describe `synseg words`."""
+    parser = commands.add_parser('words', help='show what a class may be called', description='''Show the synonyms and kinds that prompts may
+use for a class, each with its meaning and how common it is, and why other words are left out. Frequencies have an order and no unit.''', epilog='''examples:
+  synseg words dog
+      words for one class
+  synseg words crane --sense n02012849
+      one that has several meanings; without --sense they are listed
+  synseg words n02099601
+      a class of ImageNet
+  synseg words --classes cityscapes --all
+      all classes of a set, with every word that was left out''')
+    parser.add_argument('name', nargs='*', help='class names or ImageNet ids; none with --classes: all of its names')
+    parser.add_argument('--classes', metavar='SET', help='as this class set means it: voc, cityscapes, coco, toy ...')
+    parser.add_argument('--sense', metavar='ID', help='what the name means, an id of WordNet such as n02084071')
+    parser.add_argument('--depth', type=positive, default=3, help='how far below the class kinds are taken (default: 3)')
+    parser.add_argument('--most', type=positive, default=60, metavar='N', help='kinds at most, the commonest first (default: 60)')
+    parser.add_argument('--all', action='store_true', help='list every word that is left out')
+    finish(parser, words)
+
+# %% ../nbs/14_cli.ipynb #53a3a419
 def build_parser() -> Parser:  # with all commands
     """Describe the whole command line."""
     parser = Parser(prog='synseg', description='''From class names to a scored segmenter: images and pseudo-masks from a diffusion
@@ -392,7 +445,7 @@ or all of it, with baselines and a report, in one:
 `synseg COMMAND --help` explains each, with examples.''')
     parser.add_argument('--version', action='version', version=f'synseg_kit {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True, parser_class=Parser)
-    for add in (add_generate, add_train, add_evaluate, add_render, add_run, add_results): add(commands)
+    for add in (add_generate, add_train, add_evaluate, add_render, add_run, add_results, add_words): add(commands)
     return parser
 
 

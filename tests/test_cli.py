@@ -13,7 +13,7 @@ from tiny import tiny_pipeline
 from synseg_kit import cli
 from synseg_kit.toyworld import shipped
 
-COMMANDS = ('generate', 'train', 'evaluate', 'render', 'run', 'results')
+COMMANDS = ('generate', 'train', 'evaluate', 'render', 'run', 'results', 'words')
 
 
 def synseg(*arguments, folder=None):
