@@ -573,7 +573,7 @@ def build_transform(
     steps += [v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.5))], a.blur)] * (a.blur > 0)
     return v2.Compose(steps)
 
-# %% ../nbs/06_datasets.ipynb #4c4061e5
+# %% ../nbs/06_datasets.ipynb #190f9f87
 def to_tensors(
     example: Example,
 ) -> tuple[tv_tensors.Image, tv_tensors.Mask, ReliabilityMap]: # uint8 [3, h, w]; uint8 or int32 [h, w]; float32 [h, w]
@@ -589,7 +589,7 @@ def augment(
 ) -> tuple[UInt8[Tensor, "3 h w"], Integer[Tensor, "h w"], Float[Tensor, "h w"]]: # image, labels, reliability
     "Change image, labels and reliability alike."
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also queue a call, with a stack trace, for every kind of accelerator that has not started
         return tuple(t.as_subclass(Tensor) for t in transform(*to_tensors(example)))
 
 # %% ../nbs/06_datasets.ipynb #e78a0a3e
