@@ -244,14 +244,15 @@ class _BilateralFilter:
         values = columns @ values.view(len(colours) * len(rows), len(columns), -1)
         return self.pixels.slice(self.pairs.slice(values.view(-1, maps.shape[1]))).addcmul_(self.lost, maps)
 
-# %% ../nbs/05a_refinement.ipynb #1f91f1aa
+# %% ../nbs/05a_refinement.ipynb #9371d5bc
 @torch.no_grad()
 def dense_crf(probabilities: Float[Tensor, "b *guesses class h w"],  # 0 to 1, sum 1 over classes; several guesses for an image share its filters
               images: Pixels,  # uint8, or floats from 0 to 1
               settings: CRFSettings = CRFSettings(),
               ) -> Float[Tensor, "b *guesses class h w"]:  # 0 to 1, sum 1 over classes
     "Refine by a fully connected CRF (Kraehenbuehl and Koltun 2011)."
-    for guess in (guesses := probabilities.unsqueeze(1).flatten(1, -4)).unbind(1): _, pixels = _check_crf(guess, images)
+    guesses = probabilities[:, None] if probabilities.ndim < 5 else probabilities.flatten(1, -4)
+    for guess in guesses.unbind(1): _, pixels = _check_crf(guess, images)
     checked, pixels = guesses.float(), pixels.float()
     near = _PositionFilter(*images.shape[2:], settings.gaussian_sigma, images.device) if settings.gaussian_weight else None
     def refine(one, picture):

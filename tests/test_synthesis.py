@@ -14,6 +14,7 @@ from peft import LoraConfig
 from tiny import tiny_pipeline, tiny_prompt, tiny_xl_pipeline
 
 from synseg_kit import synthesis
+from synseg_kit.filters import AreaLimits, Duplicates, Filters
 from synseg_kit.prompts import Mention, Prompt, PromptTooLong
 from synseg_kit.synthesis import SynthesisSettings, check_prompts, denoiser_precision, describe_model, fingerprint, make_block, quiet, sample_seed, synthesize
 
@@ -195,7 +196,7 @@ def test_without_guidance(pipe): assert make_block(pipe, PROMPTS[:1], (1,), PETS
 
 
 def test_xl_makes_a_dataset(tmp_path):
-    dataset = make(tiny_xl_pipeline(), tmp_path, PROMPTS[:3])
+    dataset = make(tiny_xl_pipeline(), tmp_path, PROMPTS[:3], settings=replace(SETTINGS, capture={'self_attention': [4]}))
     assert len(dataset) == 3 and dataset.about['model']['pipeline'] == 'StableDiffusionXLPipeline'
 
 
@@ -301,3 +302,45 @@ def test_another_number_of_threads_is_refused(whole, pipe):
     try:
         with pytest.raises(FileExistsError, match='threads is 1 there, 2 here'): make(pipe, whole.root)
     finally: torch.set_num_threads(1)
+
+
+PICKY = Filters(AreaLimits(least=.05), Duplicates(limit=20))
+
+
+def test_filters_leave_out_the_same_with_and_without_a_break(pipe, tmp_path, monkeypatch):
+    whole = make(pipe, tmp_path / 'whole', keep=PICKY)
+    report = json.loads((whole.root / 'filters.json').read_text())
+    assert report['seen'] == 5 and report['kept'] == len(whole) and sum(report['rejected'].values()) == 5 - len(whole) > 0
+    assert [f['filter'] for f in whole.about['filter']] == ['AreaLimits', 'Duplicates']
+    real, blocks = synthesis.make_block, []
+
+    def breaks(*arguments):
+        blocks.append(arguments)
+        if len(blocks) == 2: raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(synthesis, 'make_block', breaks)
+    with pytest.raises(KeyboardInterrupt): make(pipe, tmp_path / 'broken', keep=PICKY)
+    assert contents(make(pipe, tmp_path / 'broken', keep=PICKY).root) == contents(whole.root)
+    assert not PICKY.report.seen  # what is given stays as it was
+
+
+def test_lost_memory_of_filters_is_told(pipe, tmp_path):
+    folder = make(pipe, tmp_path / 'data', keep=PICKY).root
+    (folder / 'filters/000001.json').unlink()
+    with pytest.raises(FileNotFoundError, match='000001.json is there, but what the filters learned in block 1 is not'): make(pipe, folder, keep=PICKY)
+    for block in ('000001', '000002'): (folder / f'blocks/{block}.json').unlink()
+    assert contents(make(pipe, folder, keep=PICKY).root) == contents(make(pipe, tmp_path / 'again', keep=PICKY).root)
+    with pytest.raises(FileExistsError, match='filter'): make(pipe, folder, keep=Filters(AreaLimits(least=.06)))
+
+
+@pytest.mark.parametrize('wrong, message', [(dict(recipe='magic'), 'magic'), (dict(recipe_parameters={'bta': .1}), "no parameter 'bta'"), (dict(also={'daam': {'threshold': 2.}}), 'between 0 and 1'),
+                                            (dict(also={'synseg': {}}), 'one of also')])
+def test_recipes_are_checked_before_the_first_block(wrong, message):
+    with pytest.raises(ValueError, match=message): SynthesisSettings(**wrong)
+
+
+def test_samples_have_their_heat_for_filters(pipe, whole):
+    sample, *_ = synthesis.make_block(pipe, PROMPTS[:1], (0,), PETS, SETTINGS)
+    ids, maps = sample.heat
+    assert tuple(ids) == PROMPTS[0].class_ids and len(maps) == len(ids) and (maps >= 0).all()
