@@ -660,7 +660,7 @@ def adapt(draft: Draft,
     found = shared / ((labels > 0).sum((2, 3)) + (reference > 0).sum((2, 3))).clamp(min=1)  # I / (P + G), as published; the order is that of IoU
     return draft.with_background(refined[torch.arange(len(found)), found.argmax(1)])
 
-# %% ../nbs/05b_recipes.ipynb #ce22208d
+# %% ../nbs/05b_recipes.ipynb #88b1d9be
 RECIPES = {made.name: made for made in (
     Recipe('attn2mask', (step(read, steps=.5), stretch, rest, enlarge, step(crf, certainty=.7, iterations=5), choose, doubt, specks, rank)),
     Recipe('daam', (step(read, mix='bicubic'), step(enlarge, mode='bicubic'), stretch, step(cut, threshold=.4), choose, rank)),
@@ -669,7 +669,8 @@ RECIPES = {made.name: made for made in (
     Recipe('diffumask', (step(read, resolutions=(16, 32, 64), mix='bicubic', at='image', scale='max'), adapt, choose, step(specks, min_area=1500 / 512 ** 2, by='box', into='background'), rank)),
     Recipe('seediff', (read_layers, stretch, grow_object, grow_background, enlarge, pamr, step(constant, level=.5), choose, rank)),
     Recipe('otsu', (read, enlarge, stretch, cut, choose, rank)),
-    Recipe('synseg', (step(read, steps=(.3, 1.), layers=('up_blocks',)), step(flow, power=1), stretch, compete, step(rest, beta=0.), surround, note, enlarge, pamr, step(crf, gaussian_sigma=.008, bilateral_sigma=.15, num_colours=128), choose,
+    Recipe('synseg', (step(read, steps=(.5, 1.), layers=('up_blocks',)), step(flow, power=1), stretch, compete, step(rest, beta=.1), surround, note, enlarge, pamr,
+                      step(crf, temperature=.05, gaussian_sigma=.008, bilateral_sigma=.15, num_colours=128), choose,
                       step(specks, min_area=.002), rank, agree)))}
 
 
