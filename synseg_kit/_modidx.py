@@ -987,6 +987,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'synseg_kit.report.write_report': ('report.html#write_report', 'synseg_kit/report.py')},
             'synseg_kit.runs': { 'synseg_kit.runs.BenchResult': ('runs.html#benchresult', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.Expectations': ('runs.html#expectations', 'synseg_kit/runs.py'),
+                                 'synseg_kit.runs.Expectations.__repr__': ('runs.html#expectations.__repr__', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.Expectations._repr_markdown_': ( 'runs.html#expectations._repr_markdown_',
                                                                                    'synseg_kit/runs.py'),
                                  'synseg_kit.runs.Parameter': ('runs.html#parameter', 'synseg_kit/runs.py'),

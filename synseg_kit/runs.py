@@ -510,7 +510,7 @@ def stale_results(
     """List the results whose source has changed since they were measured."""
     return [result for result in read_results(folder) if result.stale]
 
-# %% ../nbs/13_runs.ipynb #ca7c5b0f
+# %% ../nbs/13_runs.ipynb #73d1bcf2
 WORDS = {'prompt_fidelity': 'generated images that show just what their prompt asks for', 'pseudo_mask_miou': 'mIoU of the pseudo-masks',
          'miou_synthetic': 'mIoU on real images, trained on synthetic images only', 'miou_threshold_baseline': '... with masks by plain thresholding',
          'miou_real': '... trained on as many real images with true masks'}  # key of a summary -> what a reader is told
@@ -520,6 +520,8 @@ WORDS = {'prompt_fidelity': 'generated images that show just what their prompt a
 class Expectations:
     """What a benchmark's result file says, as a page shows it."""
     result: BenchResult | None  # None: not measured yet
+
+    def __repr__(self) -> str: return self._repr_markdown_()  # a saved page must not name a machine's paths
 
     def _repr_markdown_(self) -> str:
         if self.result is None: return 'Not measured yet.'
