@@ -8,7 +8,7 @@ __all__ = ['ATTRIBUTES', 'BEFORE', 'EXCLUDES', 'SAYS_WHERE', 'article_of', 'plur
            'put_together', 'Dice', 'Targets', 'PromptsExhausted', 'augment', 'Standing', 'stands_for', 'side_texts',
            'side_class_maps', 'PromptReport', 'text_encoder', 'distances', 'report', 'show_gain']
 
-# %% ../nbs/02b_augmentation.ipynb #28535bba
+# %% ../nbs/02b_augmentation.ipynb #eb7a3a2a
 import json
 import re
 from collections import Counter
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from .classes import ClassSet, forms, plural
 from .lexicon import Lexicon, wordnet
 from .pictures import new_figure, style
-from .prompts import NUMBERS, TEMPLATES, Mention, Prompt, article, fill_template, find_mentions, prompts_from_captions, require_mentions
+from .prompts import TEMPLATES, Mention, Prompt, _is_plural, article, fill_template, find_mentions, prompts_from_captions, require_mentions
 
 # %% ../nbs/02b_augmentation.ipynb #01459c84
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def attribute_bank(
     kept = {kind: tuple(phrase for phrase in phrases if not find_mentions(phrase, class_set).mentions) for kind, phrases in bank.items()}
     return {kind: phrases for kind, phrases in kept.items() if phrases}
 
-# %% ../nbs/02b_augmentation.ipynb #d3cfdc1a
+# %% ../nbs/02b_augmentation.ipynb #610792bd
 @dataclass(frozen=True)
 class Slot:
     "A mention, taken out of its prompt."
@@ -182,17 +182,6 @@ class Frame:
     says_where: bool # whether the text has a place
     ends: str # the full stop, if the text ends in one
 
-@lru_cache(maxsize=16)
-def _singulars(class_set):
-    "List each class's words in the singular, hyphens as spaces."
-    return {class_set.id_of(name): {re.sub(r'[\s-]+', ' ', word.casefold()) for word in class_set.words_of(name)} for name in class_set.names}
-
-def _meant_as_plural(text, mention, class_set):
-    "Tell whether a mention is plural; where both numbers have one form, a number before it decides."
-    word = re.sub(r'[\s-]+', ' ', text[mention.start:mention.stop].casefold())
-    if word not in _singulars(class_set)[mention.class_id]: return True
-    return plural(word) == word and re.search(NUMBERS, text[:mention.start], re.IGNORECASE) is not None
-
 def take_apart(
     prompt: Prompt, # with at least one mention
     class_set: ClassSet, # what its mentions mean
@@ -203,7 +192,7 @@ def take_apart(
         before, word = prompt.text[end:mention.start], prompt.text[mention.start:mention.stop]
         found = re.search(r'\b([Aa])n?\s+$', before)
         slots.append(Slot(mention.class_id, before[:found.start()] if found else before, found[1] if found else '', word,
-                          _meant_as_plural(prompt.text, mention, class_set), word[0].isupper()))
+                          _is_plural(prompt, mention, class_set), word[0].isupper()))
         end = mention.stop
     after = prompt.text[end:]
     ends = '.' if after.endswith('.') else ''

@@ -6,10 +6,9 @@
 __all__ = ['STYLE', 'TEMPLATE', 'to_paragraphs', 'to_image', 'to_data_uri', 'Picture', 'Gallery', 'to_text', 'Numbers', 'Table',
            'Section', 'render_report', 'write_report']
 
-# %% ../nbs/13a_report.ipynb #978cc671
+# %% ../nbs/13a_report.ipynb #ba06f4a8
 import base64
 import io
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,8 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
+
+from .files import write_text
 
 # %% ../nbs/13a_report.ipynb #a1b1c703
 def to_paragraphs(
@@ -276,7 +277,7 @@ def render_report(
     page = environment.from_string(TEMPLATE.lstrip())
     return page.render(title=title, sections=list(sections), lead=lead, facts_shown=dict(facts or {}), style=Markup(STYLE))
 
-# %% ../nbs/13a_report.ipynb #aa4772c3
+# %% ../nbs/13a_report.ipynb #c55792fc
 def write_report(
     path: Path | str,  # the HTML file to write; its folder is made
     title: str,  # heading of the page
@@ -285,10 +286,4 @@ def write_report(
     facts: Mapping[str, object] | None = None,  # name -> value, at the foot: parameters, commit, hardware ...
 ) -> Path:  # the file written
     """Write a report as one self-contained HTML file."""
-    path = Path(path)
-    page = render_report(title, sections, lead, facts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + '.part')
-    aside.write_text(page, encoding='utf-8')
-    os.replace(aside, path)
-    return path
+    return write_text(path, render_report(title, sections, lead, facts))
