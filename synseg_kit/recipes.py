@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['MAKERS', 'PIXELS_AT_ONCE', 'FALLBACK', 'RULES', 'JOINED', 'RECIPES', 'Draft', 'start', 'nearest_grid',
            'steps_to_read', 'needs', 'read', 'stretch', 'compete', 'flow', 'rest', 'constant', 'cut', 'surround',
-           'enlarge', 'pamr', 'crf', 'choose', 'band', 'doubt', 'specks', 'rank', 'note', 'agree', 'finish', 'Step',
-           'step', 'merge_captures', 'Recipe', 'read_layers', 'grow_object', 'grow_background', 'adapt', 'recipe',
-           'pseudo_masks']
+           'enlarge', 'pamr', 'crf', 'choose', 'band', 'doubt', 'specks', 'rank', 'note', 'agree', 'border', 'finish',
+           'Step', 'step', 'merge_captures', 'Recipe', 'read_layers', 'grow_object', 'grow_background', 'adapt',
+           'recipe', 'pseudo_masks']
 
-# %% ../nbs/05b_recipes.ipynb #e41c7ade
+# %% ../nbs/05b_recipes.ipynb #439149d1
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
-from math import log2
+from math import ceil, log2
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -391,7 +391,7 @@ def specks(draft: Draft,
     small = component_areas(labels, by) < (min_area if min_area >= 1 else min_area * labels[0].numel())
     return draft.but(labels=labels.masked_fill(small, 0)) if into == 'background' and draft.has_background else _leave_out(draft, small)
 
-# %% ../nbs/05b_recipes.ipynb #b6fefd3b
+# %% ../nbs/05b_recipes.ipynb #7d4448ba
 def rank(draft: Draft) -> Draft:
     "Trust each pixel as its margin ranks among the pixels of its class in its image (after BECO)."
     return draft.but(reliability=rank_reliability(draft.need('labels'), draft.need('margin')))
@@ -405,8 +405,29 @@ def note(draft: Draft) -> Draft:
 def agree(draft: Draft) -> Draft:
     "Trust pixels by the share of opinions on the way, and the final one, that agree with their label."
     labels = draft.need('labels')
-    share = sum(((noted == labels).float() for noted in draft.opinions), torch.ones_like(labels, dtype=torch.float32)) / (1 + len(draft.opinions))
-    return draft.but(reliability=share if draft.reliability is None else share * draft.reliability)
+    return _trust(draft, sum(((noted == labels).float() for noted in draft.opinions), torch.ones_like(labels, dtype=torch.float32)) / (1 + len(draft.opinions)))
+
+
+def border(draft: Draft,
+           *,
+           reach: int | float = .016,  # how far a border casts doubt: in pixels, below 1 a share of the image's shorter side
+           ) -> Draft:
+    "Trust pixels less the nearer they are to another label: 1 - exp(-distance / reach)."
+    pixels = reach if reach >= 1 else reach * min(draft.size)
+    return _trust(draft, 1 - torch.exp(-_distance(draft.need('labels'), 3 * ceil(pixels)) / pixels))
+
+
+def _distance(labels: Int[Tensor, "b H W"], most: int) -> Float[Tensor, "b H W"]:
+    "How many pixels away, counted along rows, columns and diagonals, another label is; at most so many, plus one."
+    low = high = labels[:, None].float()
+    distance = torch.ones_like(high)
+    for _ in range(most):
+        low, high = -F.max_pool2d(-low, 3, 1, 1), F.max_pool2d(high, 3, 1, 1)
+        distance += low == high
+    return distance[:, 0]
+
+
+def _trust(draft, share): return draft.but(reliability=share if draft.reliability is None else share * draft.reliability)
 
 # %% ../nbs/05b_recipes.ipynb #9191e26a
 def finish(draft: Draft,
@@ -423,7 +444,7 @@ def finish(draft: Draft,
     ids = table.gather(1, labels.flatten(1)).view_as(labels).masked_fill(void, class_set.void).cpu().numpy().astype(class_set.dtype)
     return [PseudoMask(*pair) for pair in zip(ids, reliability)]
 
-# %% ../nbs/05b_recipes.ipynb #394b2129
+# %% ../nbs/05b_recipes.ipynb #19a22eef
 def _each(value, kind, test): return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0 and all(isinstance(x, kind) and test(x) for x in value)
 
 
@@ -437,7 +458,7 @@ RULES = {  # parameter of a step here -> a test of its values, and what it needs
     **dict.fromkeys(('low', 'high', 'ignore_margin', 'weight', 'flat_variance', 'flat_weight'), (lambda v: 0 <= v <= 1, 'from 0 to 1')),
     'level': (lambda v: 0 < v < 1, 'between 0 and 1'), 'threshold': (lambda v: v == 'otsu' or not isinstance(v, str) and 0 < v < 1, "'otsu' or between 0 and 1"),
     'certainty': (lambda v: v is None or 0 < v < 1, 'None or between 0 and 1'), 'levels': (lambda v: len(v) == 2 and 0 < v[0] <= v[1] < 1, 'two rising numbers between 0 and 1'),
-    **dict.fromkeys(('temperature', 'level_step', 'gaussian_sigma', 'bilateral_sigma', 'colour_sigma'), (lambda v: v > 0, 'positive')),
+    **dict.fromkeys(('temperature', 'reach', 'level_step', 'gaussian_sigma', 'bilateral_sigma', 'colour_sigma'), (lambda v: v > 0, 'positive')),
     **dict.fromkeys(('min_area', 'sharpness', 'gaussian_weight', 'bilateral_weight'), (lambda v: v >= 0, 'a number from 0')),
     **dict.fromkeys(('power', 'walk'), (lambda v: isinstance(v, int) and v >= 0, 'a whole number from 0')),
     'iterations': (lambda v: isinstance(v, int) and v >= 1, 'a whole number from 1'), 'num_colours': (lambda v: v is None or isinstance(v, int) and v >= 1, 'None or a whole number from 1'), 'among': (lambda v: v >= 2, 'at least 2'),
@@ -660,7 +681,7 @@ def adapt(draft: Draft,
     found = shared / ((labels > 0).sum((2, 3)) + (reference > 0).sum((2, 3))).clamp(min=1)  # I / (P + G), as published; the order is that of IoU
     return draft.with_background(refined[torch.arange(len(found)), found.argmax(1)])
 
-# %% ../nbs/05b_recipes.ipynb #88b1d9be
+# %% ../nbs/05b_recipes.ipynb #161882e2
 RECIPES = {made.name: made for made in (
     Recipe('attn2mask', (step(read, steps=.5), stretch, rest, enlarge, step(crf, certainty=.7, iterations=5), choose, doubt, specks, rank)),
     Recipe('daam', (step(read, mix='bicubic'), step(enlarge, mode='bicubic'), stretch, step(cut, threshold=.4), choose, rank)),
@@ -669,9 +690,9 @@ RECIPES = {made.name: made for made in (
     Recipe('diffumask', (step(read, resolutions=(16, 32, 64), mix='bicubic', at='image', scale='max'), adapt, choose, step(specks, min_area=1500 / 512 ** 2, by='box', into='background'), rank)),
     Recipe('seediff', (read_layers, stretch, grow_object, grow_background, enlarge, pamr, step(constant, level=.5), choose, rank)),
     Recipe('otsu', (read, enlarge, stretch, cut, choose, rank)),
-    Recipe('synseg', (step(read, steps=(.5, 1.), layers=('up_blocks',)), step(flow, power=1), stretch, compete, step(rest, beta=.1), surround, note, enlarge, pamr,
-                      step(crf, temperature=.05, gaussian_sigma=.008, bilateral_sigma=.15, num_colours=128), choose,
-                      step(specks, min_area=.002), rank, agree)))}
+    Recipe('synseg', (step(read, layers=('up_blocks',)), step(compete, sharpness=.5), stretch, step(rest, beta=.3), surround, note, pamr,
+                      step(crf, temperature=.05, gaussian_sigma=.016, bilateral_sigma=.3, num_colours=128), choose,
+                      step(specks, min_area=.002), rank, agree, border)))}
 
 
 def recipe(name: str,  # a key of RECIPES

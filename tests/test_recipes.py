@@ -11,7 +11,7 @@ from synseg_kit.classes import ClassSet, toy_objects
 from synseg_kit.families import Track
 from synseg_kit.masks import PseudoMask, component_areas, normalise, otsu
 from synseg_kit.prompts import Mention, Prompt
-from synseg_kit.recipes import (PIXELS_AT_ONCE, RECIPES, Draft, Recipe, Step, adapt, agree, band, choose, compete, constant, crf, cut, doubt, enlarge, finish, flow, grow_background,
+from synseg_kit.recipes import (PIXELS_AT_ONCE, RECIPES, Draft, Recipe, Step, adapt, agree, band, border, choose, compete, constant, crf, cut, doubt, enlarge, finish, flow, grow_background,
                                 grow_object, merge_captures, nearest_grid, note, pseudo_masks, rank, read, read_layers, recipe, rest, specks, start, step, steps_to_read, stretch, surround)
 from synseg_kit.toyworld import load_toy_pipeline, render
 from torch.nn import functional as F
@@ -409,6 +409,34 @@ def test_agreement(random):
     assert torch.allclose(agree(ranked).reliability, ranked.reliability * done.reliability)
 
 
+def test_borders_cast_doubt():
+    labels = torch.zeros(1, 40, 60, dtype=torch.long)
+    labels[:, :, 30:] = 2
+    draft = draft_of(torch.rand(1, 2, 40, 60)).but(labels=labels)
+    found, distance = border(draft, reach=3).reliability, torch.arange(1, 31).float()
+    expected = 1 - torch.exp(-distance.clamp(max=10) / 3)  # three times the reach is far
+    assert torch.allclose(found[0, 7, 30:], expected) and torch.allclose(found[0, 7, :30], expected.flip(0)) and (found == found[:, :1]).all()  # the image's own edge is no border
+    assert torch.equal(border(draft, reach=3 / 40).reliability, found) and torch.equal(border(draft_of(torch.rand(1, 2, 60, 40)).but(labels=labels.mT), reach=3).reliability, found.mT)
+    assert torch.allclose(border(draft.but(reliability=torch.full((1, 40, 60), .5)), reach=3).reliability, found / 2)
+    assert len(set(border(draft.but(labels=labels * 0)).reliability.flatten().tolist())) == 1
+    with pytest.raises(ValueError, match='reach .*positive'): step(border, reach=0.)
+
+
+def test_competition_before_stretching_silences_what_is_missing():
+    strong, weak = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 1, 8, 8)
+    strong[..., 2:6, 2:6] += 2
+    weak[..., 2:6, 2:6], weak[..., :2, :2] = .5, .3  # strongest on the other's object
+    draft = draft_of(torch.cat([strong, weak], 1))
+    after = lambda *steps: choose(rest(_through(draft, steps))).labels
+    inside = np.s_[:, 2 * 6:6 * 6, 2 * 6:6 * 6]
+    assert (after(compete, stretch)[inside] == 1).all() and compete(draft).scores[0, 1, 3, 3] < draft.scores[0, 1, 3, 3] / 3
+
+
+def _through(draft, steps):
+    for one in steps: draft = one(draft)
+    return draft
+
+
 def test_finishing():
     labels = torch.tensor([[[0, 1], [2, 2]]])
     draft = draft_of(torch.rand(1, 2, 2, 2), ids=[(3, 5)]).but(labels=labels)
@@ -573,7 +601,7 @@ def test_captures_merge():
     assert merge_captures() == {} and merge_captures(RECIPES['otsu'], RECIPES['daam']) == {}
     assert merge_captures(RECIPES['attn2mask'], RECIPES['seediff']) == {'keep': ('step', 'layer'), 'self_attention': (16, 32, 64)}
     assert merge_captures({'keep': 'step', 'self_attention': (8,)}, RECIPES['synseg']) == {'keep': ('step', 'layer'), 'self_attention': (8, 32, 16)}
-    assert RECIPES['synseg'].without('flow', 'surround').but(steps=None, layers=None).capture == {}
+    assert RECIPES['synseg'].without('surround').but(layers=None).capture == {}
     assert recipe('dataset_diffusion', resolution=64).capture == {'self_attention': (64, 16)} and recipe('dataset_diffusion', resolution=16).capture == {'self_attention': (16,)}
 
 
