@@ -235,7 +235,7 @@ def test_self_training_relabels_what_is_unreliable(random):
     torch.testing.assert_close(SelfTraining()([fixed(logits)], lesson), F.cross_entropy(logits, lesson.labels))  # before the average is asked
 
 
-@pytest.mark.parametrize('name, changes, message', [('beco', {}, 'co_training'), ('plain', dict(share=.5), 'it has none'), ('co_training', dict(shere=.5), 'it has share, mix'), ('co_teaching', dict(noise=2), 'from 0 to 1'), ('gce', dict(q=0), 'above 0'),
-                                                    ('sce', dict(alpha=-1), 'from 0')])
+@pytest.mark.parametrize('name, changes, message', [('beco', {}, 'co_training'), ('plain', dict(share=.5), 'it has none'), ('co_training', dict(shere=.5), 'it has share, mix'), ('co_teaching', dict(noise=2.), 'from 0 to 1'), ('gce', dict(q=0.), 'above 0'),
+                                                    ('sce', dict(alpha=-1.), 'from 0')])
 def test_refusals(name, changes, message):
     with pytest.raises(ValueError, match=message): objective(name, **changes)
