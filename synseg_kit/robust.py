@@ -8,7 +8,7 @@ __all__ = ['IGNORE', 'Network', 'RULES', 'OBJECTIVES', 'Lesson', 'Objective', 'm
            'reliable_pixels', 'Mixed', 'pick_classes', 'class_mix', 'CoTraining', 'CoTeaching', 'SelfTraining',
            'objective']
 
-# %% ../nbs/08_robust.ipynb #4afbf48c
+# %% ../nbs/08_robust.ipynb #a9629dce
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
+
+from .classes import unknown_name
 
 # %% ../nbs/08_robust.ipynb #f8e8068e
 IGNORE = -100  # label of pixels that are not learned from; the default of torch's cross-entropy
@@ -111,20 +113,18 @@ class URN(PixelLoss):
 
     def weights(self, lesson): return torch.where(lesson.reliability > self.doubt, 1., self.weight)
 
-# %% ../nbs/08_robust.ipynb #a0ccc47a
+# %% ../nbs/08_robust.ipynb #31c90b2d
 @dataclass(frozen=True)
-class GeneralisedCrossEntropy(PixelLoss):
+class GeneralisedCrossEntropy(Objective):
     "(1 - p^q) / q (Zhang and Sabuncu 2018)."
     q: float = .7  # above 0 to 1
     truncate: float = 0.  # labels that are less probable than this teach nothing; 0: all teach
     after: float = .3  # share of the training before anything is truncated
 
-    def penalties(self, logits, labels): return (1 - chosen_probability(logits, labels) ** self.q) / self.q
-
     def __call__(self, networks, lesson):
-        logits, counted = networks[0](lesson.images), (lesson.labels != IGNORE).float()
-        if self.truncate and lesson.gone >= self.after: counted = counted * (chosen_probability(logits.detach(), lesson.labels) > self.truncate)
-        return mean_over(self.penalties(logits, lesson.labels), counted)
+        probability, counted = chosen_probability(networks[0](lesson.images), lesson.labels), lesson.labels != IGNORE
+        if self.truncate and lesson.gone >= self.after: counted = counted & (probability > self.truncate)
+        return mean_over((1 - probability ** self.q) / self.q, counted.float())
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def class_mix(images: Float[Tensor, "n 3 h w"],
     seam = F.max_pool2d(alpha[:, None].float(), 3, 1, 1) + F.max_pool2d(1. - alpha[:, None].float(), 3, 1, 1) - 1  # dilated less eroded
     return Mixed(torch.where(alpha[:, None], other(images), images), torch.where(alpha, other(labels), labels), torch.where(alpha, other(reliable), reliable), seam[:, 0])
 
-# %% ../nbs/08_robust.ipynb #800d2b95
+# %% ../nbs/08_robust.ipynb #b4c51119
 @dataclass(frozen=True)
 class CoTraining(Objective):
     "Two networks: reliable pixels follow the mask, the others what the other network says (BECO, confidence from attention)."
@@ -205,29 +205,30 @@ class CoTraining(Objective):
     networks: ClassVar[int] = 2
 
     def __call__(self, networks, lesson):
-        images, labels = lesson.images, lesson.labels
-        reliable, border = reliable_pixels(labels, lesson.reliability, self.share), 0.
-        if len(images) > 1 and torch.rand(()) < self.mix:
-            made = self.mixed(lesson, reliable)
-            images, labels, reliable, border = made.images, made.labels, made.reliable, made.border
-        logits = [network(images) for network in networks]
+        shown = self.mixed(lesson) if len(lesson.images) > 1 and torch.rand(()) < self.mix else self.unmixed(lesson)
+        logits = [network(shown.images) for network in networks]
         told = [one.detach().argmax(1) for one in logits]
-        known = labels != IGNORE
+        known = shown.labels != IGNORE
         size = known.sum().clamp(min=1)
         loss = 0.
         for own, other in zip(logits, reversed(told)):
-            by_mask = (penalties(own, labels) * reliable * (1 + self.border * border)).sum()
-            by_other = (penalties(own, other) * (known & ~reliable)).sum()
+            by_mask = (penalties(own, shown.labels) * shown.reliable * (1 + self.border * shown.border)).sum()
+            by_other = (penalties(own, other) * (known & ~shown.reliable)).sum()
             loss = loss + (by_mask + by_other) / size
         return loss
 
-    def mixed(self, lesson, reliable):
+    def unmixed(self, lesson):
+        "The batch as it is."
+        return Mixed(lesson.images, lesson.labels, reliable_pixels(lesson.labels, lesson.reliability, self.share), torch.zeros_like(lesson.reliability))
+
+    def mixed(self, lesson):
         "The batch, mixed: by the masks first, by what the networks agree on later."
         if lesson.gone < self.warm_up or not lesson.teachers:
-            return class_mix(lesson.images, lesson.labels, reliable, pick_classes(lesson.labels, lesson.num_classes, self.background))
+            plain = self.unmixed(lesson)
+            return class_mix(plain.images, plain.labels, plain.reliable, pick_classes(plain.labels, lesson.num_classes, self.background))
         with torch.no_grad(): sureness, agreed = (sum(teacher(lesson.images) for teacher in lesson.teachers) / len(lesson.teachers)).softmax(1).max(1)
-        agreed = torch.where(lesson.labels == IGNORE, IGNORE, agreed)  # what pads a crop stays outside
-        return class_mix(lesson.images, agreed, sureness > self.sure, pick_classes(agreed, lesson.num_classes, self.background, sureness > self.sure))
+        agreed, sure = torch.where(lesson.labels == IGNORE, IGNORE, agreed), sureness > self.sure  # what pads a crop stays outside
+        return class_mix(lesson.images, agreed, sure, pick_classes(agreed, lesson.num_classes, self.background, sure))
 
 # %% ../nbs/08_robust.ipynb #fe49af82
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ class SelfTraining(Objective):
         renewed = torch.where(reliable | (labels == IGNORE), labels, torch.where(sureness > self.sure, judged, IGNORE))
         return mean_over(penalties(values, renewed), (renewed != IGNORE).float())
 
-# %% ../nbs/08_robust.ipynb #7419f62c
+# %% ../nbs/08_robust.ipynb #398e77dd
 OBJECTIVES: Mapping[str, type[Objective]] = {
     'plain': Plain, 'ignore_band': IgnoreBand, 'weighted': Weighted, 'urn': URN, 'gce': GeneralisedCrossEntropy, 'sce': SymmetricCrossEntropy, 'co_training': CoTraining,
     'co_teaching': CoTeaching, 'self_training': SelfTraining}
@@ -270,7 +271,7 @@ def objective(name: str,  # a key of OBJECTIVES
               **changes,  # of its fields
               ) -> Objective:
     "Make an objective by name."
-    if name not in OBJECTIVES: raise ValueError(f'unknown objective {name!r}; there are {", ".join(OBJECTIVES)}')
+    if name not in OBJECTIVES: raise unknown_name(name, tuple(OBJECTIVES), 'objective')
     known = [field.name for field in fields(OBJECTIVES[name])]
     for key in changes:
         if key not in known: raise ValueError(f'{name} has no parameter {key!r}; it has {", ".join(known) or "none"}')
