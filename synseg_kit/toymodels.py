@@ -182,8 +182,8 @@ def build_unet(widths: tuple[int, int, int] = (96, 128, 128),  # channels at 16 
 
 
 def build_scheduler() -> DDIMScheduler:
-    "Build the noise schedule: Stable Diffusion's, predicting velocity."
-    return DDIMScheduler(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False,
+    "Build the noise schedule: Stable Diffusion's, brought to pure noise at its end (Lin et al., arXiv 2305.08891), predicting velocity."
+    return DDIMScheduler(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', rescale_betas_zero_snr=True, clip_sample=False,
                          prediction_type='v_prediction', timestep_spacing='trailing', steps_offset=1)
 
 
