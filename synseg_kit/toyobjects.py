@@ -658,7 +658,7 @@ def name_place(
 @dataclass(frozen=True)
 class Scene:
     "What a picture shows, and the caption that says so."
-    toys: tuple[Toy, ...]
+    toys: tuple[Toy, ...]      # from left to right
     ground: str
     backdrop: str
     sentence: Sentence
@@ -680,16 +680,15 @@ def plan_scene(
 HALF_SIZES = MappingProxyType({1: (32, 46), 2: (25, 33), 3: (21, 27), 4: (18.5, 22)})  # by number of toys, in pixels
 
 def place_toys(
-    rng: np.random.Generator,          # one permutation and three draws a toy
-    kinds: list[tuple[str, Kind]],     # class name and kind of each toy
+    rng: np.random.Generator,          # three draws a toy
+    kinds: list[tuple[str, Kind]],     # class name and kind of each toy, from left to right
 ) -> list[tuple[float, float, float, int]]:   # row of the foot, column of the middle, half size, index; far ones first
     "Find each toy a place and a size."
     count = len(kinds)
-    slots = rng.permutation(count)
     places = []
     for i, (_, kind) in enumerate(kinds):
         half = rng.uniform(*HALF_SIZES[count]) * kind.scale
-        x = (slots[i] + .5 + rng.uniform(-.2, .2)) * SIZE / count
+        x = (i + .5 + rng.uniform(-.2, .2)) * SIZE / count
         x = min(max(x, half * .75), SIZE - half * .75)
         places.append((rng.uniform(max(80, 2 * half + 3), 123), x, half, i))
     return sorted(places)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 # %% ../nbs/03d_toyworld.ipynb #80d79c74
-WORLD_VERSION = 1                     # part of every seed: another version is another world
+WORLD_VERSION = 2                     # part of every seed: another version is another world
 LOOKS = ('objects', 'streets')
 TRAIN_SEEDS = range(10_000_000)       # for training the generator and the scoring networks
 HELD_OUT = 10_000_000                 # the first seed that nothing was trained on
