@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from .classes import ClassSet, forms, plural
 from .lexicon import Lexicon, wordnet
 from .pictures import new_figure, style
-from .prompts import TEMPLATES, Mention, Prompt, _is_plural, article, fill_template, find_mentions, prompts_from_captions, require_mentions
+from .prompts import TEMPLATES, Mention, Prompt, article, fill_template, find_mentions, is_plural, prompts_from_captions, require_mentions
 
 # %% ../nbs/02b_augmentation.ipynb #01459c84
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def take_apart(
         before, word = prompt.text[end:mention.start], prompt.text[mention.start:mention.stop]
         found = re.search(r'\b([Aa])n?\s+$', before)
         slots.append(Slot(mention.class_id, before[:found.start()] if found else before, found[1] if found else '', word,
-                          _is_plural(prompt, mention, class_set), word[0].isupper()))
+                          is_plural(prompt, mention, class_set), word[0].isupper()))
         end = mention.stop
     after = prompt.text[end:]
     ends = '.' if after.endswith('.') else ''

@@ -205,6 +205,10 @@ class Hand:
     most: int | None = None # kinds that are taken from WordNet at most; None: as many as elsewhere
     closed: bool = False # only these words; nothing of WordNet's
 
+def _with_changes(entry, changes):
+    "Add one class set's own words, or strikes, to what was decided for all."
+    return {**entry, **{key: [*entry.get(key, ()), *words] for key, words in changes.items()}}
+
 @lru_cache(maxsize=1)
 def _hand_lists(): return json.loads((shipped('lexicon')/'hand.json').read_text(encoding='utf-8'))
 
@@ -223,6 +227,7 @@ def by_hand(
     found = lists['sets'].get(class_set, {}).get(name.casefold())
     if found is None: found = lists['words'].get(name.casefold())
     if isinstance(found, str): found = lists['words'][found] if found in lists['words'] else {'senses': [found]}
+    elif found and 'like' in found: found = _with_changes(lists['words'][found['like']], {key: value for key, value in found.items() if key != 'like'})
     return None if found is None else Hand(**{key: value if key in ('closed', 'most') else tuple(value) for key, value in found.items()})
 
 # %% ../nbs/02a_lexicon.ipynb #43ae31f1

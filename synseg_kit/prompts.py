@@ -297,7 +297,11 @@ def token_positions(
 # %% ../nbs/02_prompts.ipynb #f44af988
 NUMBERS = r'\b(two|three|four|five|six|seven|eight|nine|ten|several|many|some|few|both|\d+)\s+([\w-]+\s+)?$'
 
-def _is_plural(prompt, mention, class_set):
+def is_plural(
+    prompt: Prompt, # a text with mentions
+    mention: Mention, # one of them
+    class_set: ClassSet, # what its class ids mean
+) -> bool:
     "Tell whether a mention is meant as plural; words with one form for both are told by a number before them."
     word = _normal(prompt.text[mention.start:mention.stop])
     singulars = {_normal(w) for w in class_set.words_of(class_set.labels[mention.class_id])}
@@ -325,7 +329,7 @@ def replace_mention(
     name, other = class_set.labels[mention.class_id], class_set.lexicon.get(word.casefold())
     if other not in (None, name):
         raise ValueError(f'{word!r} leads to class {other!r}; the mention {prompt.words[index]!r} means {name!r}')
-    new = plural(word) if _is_plural(prompt, mention, class_set) else word
+    new = plural(word) if is_plural(prompt, mention, class_set) else word
     if prompt.words[index][0].isupper(): new = new[0].upper() + new[1:]
     before = _mend_article(prompt.text[:mention.start], new)
     shift = len(before) + len(new) - mention.stop
