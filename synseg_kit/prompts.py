@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IDIOMS', 'BARE', 'WORDS', 'TEMPLATES', 'NUMBERS', 'Mention', 'Prompt', 'find_mentions', 'require_mentions',
            'prompts_from_captions', 'article', 'with_article', 'listing', 'choose_word', 'balanced_choices',
-           'fill_template', 'prompts_from_classes', 'locate_tokens', 'PromptTooLong', 'token_positions',
+           'fill_template', 'prompts_from_classes', 'locate_tokens', 'PromptTooLong', 'token_positions', 'is_plural',
            'replace_mention']
 
 # %% ../nbs/02_prompts.ipynb #243a3e74
