@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .classes import ClassSet
-from .lexicon import ClassWords, Lexicon, Synset, UnknownWord, Word, lexicon, wordnet
+from .lexicon import ClassWords, Lexicon, Synset, Word, lexicon, wordnet
 from .pictures import picture_grid, style
 from .prompts import fill_template
 
@@ -190,18 +190,24 @@ def as_lists(
 ) -> tuple[tuple[str, tuple[Word, ...]], tuple[str, tuple[Word, ...]]]: # heading and words, of those that the lexicon takes and of those that it leaves out
     "Sort the words of a class into two lists."
     ticked = {word.text for word in decide(entry, picks).accepted}
+    taken = sorted(entry.accepted, key=lambda word: (word.relation != 'name', word.text not in picks.own))
     left = sorted(entry.refused, key=lambda word: (word.text not in ticked, -word.frequency))
     def head(what, words, fit):
-        more = '' if len(fit) <= most else f'; the {most} commonest are listed' if not find else f'; {most} of {len(fit)} that were found are listed'
-        return f'{what}: {sum(word.text in ticked for word in words)} of {len(words)} ticked{more}'
+        more = '' if len(fit) <= most else f' ({most} listed)' if not find else f' ({most} of {len(fit)} found are listed)'
+        return f'{what}: {sum(word.text in ticked for word in words)} of {len(words)} ticked{more}' if words else f'{what}: none'
     def listed(what, words):
         fit = [word for word in words if find.casefold() in word.text.casefold()]
         return head(what, words, fit), tuple(fit[:most])
-    return listed('Words that the lexicon takes', entry.accepted), listed('Words that it leaves out', left)
+    return listed('Words that the lexicon takes', taken), listed('Words that it leaves out', left)
 
 # %% ../nbs/12a_word_picker.ipynb #dda39131
 MOST_SHOWN = 12 # words that are painted at once
-CSS = '<style>.words-list {max-height: 290px; overflow-y: auto; border: 1px solid #ccc; padding: 4px} .words-list > * {flex: 0 0 auto}</style>'
+CSS = '''<style>
+.words-list {max-height: 290px; overflow: hidden auto; border: 1px solid #ccc; padding: 4px; margin-right: 8px}
+.words-list > * {flex: 0 0 auto; overflow: hidden}
+.words-list .widget-html, .words-list .widget-html-content {overflow: hidden; min-width: 0; width: 100%}
+.words-list button {padding: 0}
+</style>'''
 
 def _note(text, colour='#555', cut=False):
     "Write a small text; one that is cut off is whole when the mouse is over it."
@@ -227,7 +233,7 @@ class WordPicker(ipywidgets.VBox):
         self.words, self.paint, self.most = words, paint, most
         self.entry: ClassWords | None = None # of what was typed
         self.problem = '' # why there are no words
-        self._silent, self._rows, self._listed = False, {}, None
+        self._silent, self._rows, self._listed, self._drawn = False, {}, None, None
         field = dict(continuous_update=False, style={'description_width': '60px'})
         names = list(words.entries) if words is not None else []
         self.name = ipywidgets.Combobox(options=names, description='class', layout={'width': '300px'}, **field)
@@ -308,6 +314,7 @@ class WordPicker(ipywidgets.VBox):
             self._rows = {word.text: self._row(word) for _, its in lists for word in its}
             for box, (_, its) in zip(self.lists, lists): box.children = [self._rows[word.text] for word in its]
             self._listed = listed
+        for box in self.lists: box.layout.display = None if box.children else 'none'
         ticked = {*self.ticked}
         for text, row in self._rows.items(): row.children[0].value, row.children[1].value = text in ticked, text in self.value.shown
 
@@ -322,8 +329,11 @@ class WordPicker(ipywidgets.VBox):
     def _draw_picture(self):
         "Paint the words that are looked at."
         shown = [word for word in self.value.shown if self.entry and any(word == its.text for its in self.entry.words)] if self.paint else []
-        if shown:
-            if not self.problem: self.status.value = _note(f'painting {", ".join(shown)} ...')
+        drawn = (self.entry, self.ticked, shown)
+        if shown and drawn != self._drawn:
+            self.status.value = _note(f'painting {", ".join(shown)} ...')
             self.picture.value = _png(show_words(self.entry, self.value, {word: self.paint(word) for word in shown}))
-            self.status.value = ''
+        if shown and len(shown) >= MOST_SHOWN: self.status.value = _note(f'{len(shown)} words are shown, {len(self.ticked)} are ticked; the eyes show others.')
+        elif shown: self.status.value = ''
+        self._drawn = drawn
         self.picture.layout.display = None if shown else 'none'
