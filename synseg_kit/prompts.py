@@ -294,7 +294,7 @@ def token_positions(
                                 f'shorten the prompt')
     return positions
 
-# %% ../nbs/02_prompts.ipynb #f44af988
+# %% ../nbs/02_prompts.ipynb #5d0f1a22
 NUMBERS = r'\b(two|three|four|five|six|seven|eight|nine|ten|several|many|some|few|both|\d+)\s+([\w-]+\s+)?$'
 
 def is_plural(
@@ -308,6 +308,7 @@ def is_plural(
     if word in singulars and _normal(plural(word)) != word: return False
     return word not in singulars or re.search(NUMBERS, prompt.text[:mention.start], re.IGNORECASE) is not None
 
+# %% ../nbs/02_prompts.ipynb #f44af988
 def _mend_article(before, word):
     "Exchange an article at the end of a text for the one that goes with the next word."
     found = re.search(r'\b(an?)\s+$', before, re.IGNORECASE)
