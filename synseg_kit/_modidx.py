@@ -1430,6 +1430,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'synseg_kit/word_picker.py'),
                                         'synseg_kit.word_picker.WordPicker.ticked': ( 'word_picker.html#wordpicker.ticked',
                                                                                       'synseg_kit/word_picker.py'),
+                                        'synseg_kit.word_picker.WordPicker.value': ( 'word_picker.html#wordpicker.value',
+                                                                                     'synseg_kit/word_picker.py'),
                                         'synseg_kit.word_picker._lines': ('word_picker.html#_lines', 'synseg_kit/word_picker.py'),
                                         'synseg_kit.word_picker._note': ('word_picker.html#_note', 'synseg_kit/word_picker.py'),
                                         'synseg_kit.word_picker._of_any': ('word_picker.html#_of_any', 'synseg_kit/word_picker.py'),

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import ipywidgets
 import numpy as np
-import traitlets
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -222,8 +221,6 @@ def _png(figure):
 
 class WordPicker(ipywidgets.VBox):
     "Choose the words of a class by looking at them."
-    value = traitlets.Instance(Picks, help='the choice; set it or click')
-
     def __init__(self,
         words: Lexicon | None = None, # whose classes to choose from; None: any noun of WordNet
         value: Picks | None = None, # to start from; None: the first class, or dog
@@ -254,8 +251,18 @@ class WordPicker(ipywidgets.VBox):
         self.find.observe(lambda _: self._draw(), 'value')
         self.look.on_click(lambda _: self._take(replace(self.value, shown=self.ticked[:MOST_SHOWN])))
         self.hide.on_click(lambda _: self._take(replace(self.value, shown=())))
-        self.observe(lambda _: self._draw(), 'value')
         self.value = value or Picks(names[0] if names else 'dog')
+
+    @property
+    def value(self) -> Picks: # setting it is the same as clicking
+        "Get the choice."
+        return self._value
+
+    @value.setter
+    def value(self, value):
+        if not isinstance(value, Picks): raise ValueError(f'value must be Picks, such as Picks("dog"); got {value!r}')
+        self._value = value
+        self._draw()
 
     @property
     def ticked(self) -> tuple[str, ...]: # the name first

@@ -217,6 +217,7 @@ def test_words_are_text_not_markup():
     picker.value = replace(picker.value, name='<b>dog</b>')
     assert '<b>dog' not in picker.status.value and '&lt;b&gt;dog' in picker.status.value
     assert isinstance(picker, ipywidgets.VBox) and picker.look.disabled
+    with pytest.raises(ValueError, match="value must be Picks.*got 'dog'"): picker.value = 'dog'
 
 
 def test_importing_the_picker_imports_no_torch():
