@@ -6,9 +6,10 @@
 __all__ = ['ATTRIBUTES', 'BEFORE', 'EXCLUDES', 'SAYS_WHERE', 'article_of', 'plural_of', 'PATIENCE', 'BLOCK', 'TOY_ATTRIBUTES',
            'Captions', 'read_captions', 'together', 'compose', 'attribute_bank', 'Slot', 'Frame', 'take_apart',
            'put_together', 'Dice', 'Targets', 'PromptsExhausted', 'augment', 'Standing', 'stands_for', 'side_texts',
-           'side_class_maps', 'ClassNameTrace', 'PromptReport', 'text_encoder', 'distances', 'report', 'show_gain']
+           'side_class_maps', 'by_class_name', 'PromptReport', 'text_encoder', 'distances', 'report', 'show_gain']
 
 # %% ../nbs/02b_augmentation.ipynb #eb7a3a2a
+import copy
 import json
 import re
 from collections import Counter
@@ -517,23 +518,17 @@ def side_class_maps(
     return tuple(ids), torch.stack([trace.side_maps(image, index[i], **where)[1].mean(0) for i in ids])
 
 # %% ../nbs/02b_augmentation.ipynb #7c1a0e01
-class ClassNameTrace:
-    "A trace whose class maps are read from its side texts, for recipes that are to use class names."
-    def __init__(self,
-        trace: 'Trace', # captured with side=side_texts(prompts, class_set)
-    ): self._trace = trace
-
-    def __getattr__(self, name): return getattr(self._trace, name)
-
-    def class_maps(self,
-        image: int, # index of the image
-        resolution: 'tuple[int, int] | None' = None, # None: the finest captured
-        weights: 'Mapping | None' = None, # resolution -> weight, to mix several
-        reduce: str = 'mean', # each class is named once, so that there is nothing to reduce
-        **where, # layer, step, head, as for `Trace.token_maps`
-    ) -> 'tuple[tuple[int, ...], torch.Tensor]': # class ids of the prompt in rising order, their maps [class, h, w]
-        "Read the map of each class that the prompt mentions from its name."
-        return side_class_maps(self._trace, image, resolution=resolution, weights=weights, **where)
+def by_class_name(
+    trace: 'Trace', # captured with side=side_texts(prompts, class_set)
+) -> 'Trace': # the same in everything else
+    "Make a trace whose class maps are read from its side texts, for recipes that are to use class names."
+    class ClassNameTrace(type(trace)):
+        "A trace that reads class names."
+        def class_maps(self, image, resolution=None, weights=None, reduce='mean', **where):  # a side text names its class once, so that there is nothing to reduce
+            return side_class_maps(self, image, resolution=resolution, weights=weights, **where)
+    named = copy.copy(trace)
+    named.__class__ = ClassNameTrace
+    return named
 
 # %% ../nbs/02b_augmentation.ipynb #d8fee67c
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from synseg_kit.attention import capture
 from synseg_kit.augmentation import (
     ATTRIBUTES,
     TOY_ATTRIBUTES,
-    ClassNameTrace,
     PromptsExhausted,
     Targets,
     attribute_bank,
     augment,
+    by_class_name,
     compose,
     distances,
     put_together,
@@ -319,7 +319,7 @@ def test_recipes_read_class_names_through_a_trace_of_them():
     prompts = [find_mentions('a ball and a dog', pets), find_mentions('a ball', pets)]
     with capture(pipe, prompts, side=side_texts(prompts, pets, '{objects}'), **merge_captures(RECIPES['otsu'])) as trace:
         images = pipe([p.text for p in prompts], num_inference_steps=2).images
-    named = ClassNameTrace(trace)
+    named = by_class_name(trace)
     for i in range(2):
         (ids, maps), (own_ids, own) = named.class_maps(i), trace.class_maps(i)
         assert ids == own_ids and maps.equal(side_class_maps(trace, i)[1]) and maps.shape == own.shape and not maps.equal(own)
