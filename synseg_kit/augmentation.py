@@ -6,9 +6,10 @@
 __all__ = ['ATTRIBUTES', 'BEFORE', 'EXCLUDES', 'SAYS_WHERE', 'article_of', 'plural_of', 'PATIENCE', 'BLOCK', 'TOY_ATTRIBUTES',
            'Captions', 'read_captions', 'together', 'compose', 'attribute_bank', 'Slot', 'Frame', 'take_apart',
            'put_together', 'Dice', 'Targets', 'PromptsExhausted', 'augment', 'Standing', 'stands_for', 'side_texts',
-           'side_class_maps', 'PromptReport', 'text_encoder', 'distances', 'report', 'show_gain']
+           'side_class_maps', 'by_class_name', 'PromptReport', 'text_encoder', 'distances', 'report', 'show_gain']
 
 # %% ../nbs/02b_augmentation.ipynb #eb7a3a2a
+import copy
 import json
 import re
 from collections import Counter
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure
 from .classes import ClassSet, forms, plural
 from .lexicon import Lexicon, wordnet
 from .pictures import new_figure, style
-from .prompts import TEMPLATES, Mention, Prompt, _is_plural, article, fill_template, find_mentions, prompts_from_captions, require_mentions
+from .prompts import TEMPLATES, Mention, Prompt, article, fill_template, find_mentions, is_plural, prompts_from_captions, require_mentions
 
 # %% ../nbs/02b_augmentation.ipynb #01459c84
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def take_apart(
         before, word = prompt.text[end:mention.start], prompt.text[mention.start:mention.stop]
         found = re.search(r'\b([Aa])n?\s+$', before)
         slots.append(Slot(mention.class_id, before[:found.start()] if found else before, found[1] if found else '', word,
-                          _is_plural(prompt, mention, class_set), word[0].isupper()))
+                          is_plural(prompt, mention, class_set), word[0].isupper()))
         end = mention.stop
     after = prompt.text[end:]
     ends = '.' if after.endswith('.') else ''
@@ -515,6 +516,19 @@ def side_class_maps(
     missing = [i for i in ids if i not in index]
     if missing: raise ValueError(f'no side text names class {missing[0]}; open the capture with side=side_texts(prompts, class_set)')
     return tuple(ids), torch.stack([trace.side_maps(image, index[i], **where)[1].mean(0) for i in ids])
+
+# %% ../nbs/02b_augmentation.ipynb #7c1a0e01
+def by_class_name(
+    trace: 'Trace', # captured with side=side_texts(prompts, class_set)
+) -> 'Trace': # the same in everything else
+    "Make a trace whose class maps are read from its side texts, for recipes that are to use class names."
+    class ClassNameTrace(type(trace)):
+        "A trace that reads class names."
+        def class_maps(self, image, resolution=None, weights=None, reduce='mean', **where):  # a side text names its class once, so that there is nothing to reduce
+            return side_class_maps(self, image, resolution=resolution, weights=weights, **where)
+    named = copy.copy(trace)
+    named.__class__ = ClassNameTrace
+    return named
 
 # %% ../nbs/02b_augmentation.ipynb #d8fee67c
 @dataclass(frozen=True)

@@ -205,6 +205,10 @@ class Hand:
     most: int | None = None # kinds that are taken from WordNet at most; None: as many as elsewhere
     closed: bool = False # only these words; nothing of WordNet's
 
+def _with_changes(entry, changes):
+    "Add one class set's own words, or strikes, to what was decided for all."
+    return {**entry, **{key: [*entry.get(key, ()), *words] for key, words in changes.items()}}
+
 @lru_cache(maxsize=1)
 def _hand_lists(): return json.loads((shipped('lexicon')/'hand.json').read_text(encoding='utf-8'))
 
@@ -223,6 +227,7 @@ def by_hand(
     found = lists['sets'].get(class_set, {}).get(name.casefold())
     if found is None: found = lists['words'].get(name.casefold())
     if isinstance(found, str): found = lists['words'][found] if found in lists['words'] else {'senses': [found]}
+    elif found and 'like' in found: found = _with_changes(lists['words'][found['like']], {key: value for key, value in found.items() if key != 'like'})
     return None if found is None else Hand(**{key: value if key in ('closed', 'most') else tuple(value) for key, value in found.items()})
 
 # %% ../nbs/02a_lexicon.ipynb #43ae31f1
@@ -399,6 +404,7 @@ def _check_names(class_set, **tables):
         for key, value in table.items():
             if key not in class_set.names: raise ValueError(f'{what} is given for {key!r}, which is not a class of {class_set.name!r}')
             if isinstance(value, str) and what != 'senses': raise ValueError(f'{what} of {key!r} must be a tuple of words; got the string {value!r}')
+            if what == 'drop' and key.casefold() in (w.casefold() for w in value): raise ValueError(f'the class name {key!r} cannot be dropped; prompts need it')
 
 def _meant(class_set, hands, senses, add, net, sure):
     "Find the synsets of every class; a class with words of its own needs none."
@@ -418,8 +424,8 @@ def lexicon(
     most: int = 60, # kinds a class gets at most, the commonest first
     sure: float = SURE, # how likely a word must mean the class, 0 to 1
     senses: Mapping[str, str | Sequence[str]] = {}, # class -> id of its synset, where you know better
-    add: Mapping[str, Sequence[str]] = {}, # class -> words of your own, taken as kinds; an empty tuple lets a class pass that WordNet lacks
-    drop: Mapping[str, Sequence[str]] = {}, # class -> words not to use
+    add: Mapping[str, Sequence[str]] = {}, # class -> words of your own, taken as kinds whatever the guards say; an empty tuple lets a class pass that WordNet lacks
+    drop: Mapping[str, Sequence[str]] = {}, # class -> words not to use; no other word moves up in their place
 ) -> Lexicon: # its class set has the same names and ids, and more words
     "Find the words of every class, with a reason for each that is left out."
     if depth < 0 or most < 0 or not 0 <= sure <= 1: raise ValueError(f'depth and most must be at least 0 and sure from 0 to 1; got depth={depth}, most={most}, sure={sure}')
@@ -432,20 +438,21 @@ def lexicon(
     for name, words in given.items():
         for word in words:
             for form in forms(word.text.casefold()): taken.setdefault(form, name)
-    entries = {name: _entry(name, meant, regions, given[name], taken, hands[name], drop.get(name, ()), net, depth, most, sure) for name in class_set.names}
+    entries = {name: _entry(name, meant, regions, given[name], taken, hands[name], add.get(name, ()), drop.get(name, ()), net, depth, most, sure) for name in class_set.names}
     table = lambda relation: {name: entry.texts(relation) for name, entry in entries.items()}
     return Lexicon(replace(class_set, synonyms=table('synonym'), hyponyms=table('kind')), entries)
 
 # %% ../nbs/02a_lexicon.ipynb #5f27b817
-def _entry(name, meant, regions, given, taken, hand, dropped, net, depth, most, sure):
+def _entry(name, meant, regions, given, taken, hand, added, dropped, net, depth, most, sure):
     "Judge all candidates of a class."
     region, candidates = regions[name], []
     if hand and hand.most is not None: most = min(most, hand.most)
     if meant[name] and not (hand and hand.closed): region, candidates = _candidates(name, meant[name], depth, net)
-    struck = {w.casefold() for w in (*(hand.drop if hand else ()), *dropped)}
+    struck, dropped = ({w.casefold() for w in some} for some in (hand.drop if hand else (), dropped))
+    struck -= {w.casefold() for w in added}
     own = {form for word in given for form in forms(word.text.casefold())}
     others = {form: owner for form, owner in taken.items() if owner != name}
-    judged, used, kinds = [replace(w, refused='was struck by hand' if w.text.casefold() in struck else '') for w in given], set(own), 0
+    judged, used, kinds = [replace(w, refused='was struck by hand' if w.text.casefold() in struck | dropped else '') for w in given], set(own), 0
     for word in sorted(candidates, key=lambda w: (w.relation == 'kind', -w.frequency, w.text)):
         text = word.text.casefold()
         if text in own and any(text == w.text.casefold() for w in given): continue
@@ -454,6 +461,7 @@ def _entry(name, meant, regions, given, taken, hand, dropped, net, depth, most, 
         if not why:
             used |= {*forms(text)}
             kinds += word.relation == 'kind'
+            if text in dropped: why = 'was struck by hand'  # only now, so that it keeps its place and no other word moves up
         judged.append(replace(word, refused=why))
     judged.sort(key=lambda w: ('name', 'synonym', 'kind').index(w.relation))
     return ClassWords(name, meant[name], tuple(judged))

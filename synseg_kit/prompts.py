@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IDIOMS', 'BARE', 'WORDS', 'TEMPLATES', 'NUMBERS', 'Mention', 'Prompt', 'find_mentions', 'require_mentions',
            'prompts_from_captions', 'article', 'with_article', 'listing', 'choose_word', 'balanced_choices',
-           'fill_template', 'prompts_from_classes', 'locate_tokens', 'PromptTooLong', 'token_positions',
+           'fill_template', 'prompts_from_classes', 'locate_tokens', 'PromptTooLong', 'token_positions', 'is_plural',
            'replace_mention']
 
 # %% ../nbs/02_prompts.ipynb #243a3e74
@@ -294,16 +294,21 @@ def token_positions(
                                 f'shorten the prompt')
     return positions
 
-# %% ../nbs/02_prompts.ipynb #f44af988
+# %% ../nbs/02_prompts.ipynb #5d0f1a22
 NUMBERS = r'\b(two|three|four|five|six|seven|eight|nine|ten|several|many|some|few|both|\d+)\s+([\w-]+\s+)?$'
 
-def _is_plural(prompt, mention, class_set):
+def is_plural(
+    prompt: Prompt, # a text with mentions
+    mention: Mention, # one of them
+    class_set: ClassSet, # what its class ids mean
+) -> bool:
     "Tell whether a mention is meant as plural; words with one form for both are told by a number before them."
     word = _normal(prompt.text[mention.start:mention.stop])
     singulars = {_normal(w) for w in class_set.words_of(class_set.labels[mention.class_id])}
     if word in singulars and _normal(plural(word)) != word: return False
     return word not in singulars or re.search(NUMBERS, prompt.text[:mention.start], re.IGNORECASE) is not None
 
+# %% ../nbs/02_prompts.ipynb #f44af988
 def _mend_article(before, word):
     "Exchange an article at the end of a text for the one that goes with the next word."
     found = re.search(r'\b(an?)\s+$', before, re.IGNORECASE)
@@ -325,7 +330,7 @@ def replace_mention(
     name, other = class_set.labels[mention.class_id], class_set.lexicon.get(word.casefold())
     if other not in (None, name):
         raise ValueError(f'{word!r} leads to class {other!r}; the mention {prompt.words[index]!r} means {name!r}')
-    new = plural(word) if _is_plural(prompt, mention, class_set) else word
+    new = plural(word) if is_plural(prompt, mention, class_set) else word
     if prompt.words[index][0].isupper(): new = new[0].upper() + new[1:]
     before = _mend_article(prompt.text[:mention.start], new)
     shift = len(before) + len(new) - mention.stop

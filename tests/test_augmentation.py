@@ -20,6 +20,7 @@ from synseg_kit.augmentation import (
     Targets,
     attribute_bank,
     augment,
+    by_class_name,
     compose,
     distances,
     put_together,
@@ -36,6 +37,7 @@ from synseg_kit.augmentation import (
 from synseg_kit.classes import ClassSet, cityscapes, toy_objects, toy_streets, voc
 from synseg_kit.lexicon import lexicon, own_words
 from synseg_kit.prompts import Prompt, find_mentions, prompts_from_classes, replace_mention, token_positions
+from synseg_kit.recipes import RECIPES, merge_captures, pseudo_masks
 from synseg_kit.toyworld import PLACES, TOY_TEMPLATES
 
 TOYS, VOC, CITY = own_words(toy_objects()), lexicon(voc()), lexicon(cityscapes())
@@ -310,6 +312,18 @@ def test_side_maps_are_those_of_the_class_names():
     assert maps[0].equal(trace.side_maps(1, 0)[1].mean(0))
     with capture(pipe, prompts, side=texts[:1]) as trace: pipe([p.text for p in prompts], num_inference_steps=1)
     with pytest.raises(ValueError, match='no side text names class 2'): side_class_maps(trace, 0)
+
+
+def test_recipes_read_class_names_through_a_trace_of_them():
+    pipe, pets = tiny_pipeline(), ClassSet('pets', ('cat', 'dog'), hyponyms={'cat': ('ball',)})  # of the few words that the tiny vocabulary has, one plays a kind
+    prompts = [find_mentions('a ball and a dog', pets), find_mentions('a ball', pets)]
+    with capture(pipe, prompts, side=side_texts(prompts, pets, '{objects}'), **merge_captures(RECIPES['otsu'])) as trace:
+        images = pipe([p.text for p in prompts], num_inference_steps=2).images
+    named = by_class_name(trace)
+    for i in range(2):
+        (ids, maps), (own_ids, own) = named.class_maps(i), trace.class_maps(i)
+        assert ids == own_ids and maps.equal(side_class_maps(trace, i)[1]) and maps.shape == own.shape and not maps.equal(own)
+    assert named.num_images == 2 and len(pseudo_masks(named, images, pets, 'otsu')) == 2
 
 
 # the report
