@@ -203,9 +203,13 @@ class LabelledFolder:
         if left and not self.void_may_be_predicted: raise ValueError(f'{name}: {left} pixels of the prediction are void, which this benchmark does not know; give each a class')
         return write_file(Path(folder) / self.prediction_path(name), lambda aside: self.encode(labels).save(aside))
 
+    @property
+    def official_count(self) -> int | None: # None: it is no benchmark
+        "Say how many examples the benchmark has in this split."
+        return OFFICIAL_COUNTS.get(self.class_set.name, {}).get(self.split)
+
     def __repr__(self):
-        official = OFFICIAL_COUNTS.get(self.class_set.name, {}).get(self.split, len(self))
-        share = '' if official == len(self) else f' of the {official:,} that the benchmark has'
+        share = '' if self.official_count in (None, len(self)) else f' of the {self.official_count:,} that the benchmark has'
         return f'{type(self).__name__}({len(self)} examples{share}, {self.class_set.num_classes} ids of {self.class_set.name!r})'
 
 # %% ../nbs/06_datasets.ipynb #4e577a0c
@@ -594,6 +598,8 @@ class SampleWriter:
 # %% ../nbs/06_datasets.ipynb #49b84b0e
 class SyntheticFolder(VOCFolder):
     "A finished synthetic dataset; it knows its classes and prompts."
+    official_count = None # whatever classes it has, it is no benchmark
+
     def __init__(self,
         root: str | Path, # the dataset's folder
     ):

@@ -387,6 +387,10 @@ def test_torchvision_reads_subfolders(tmp_path, monkeypatch):
     assert np.array_equal(np.array(mask), dataset[3].labels)
 
 
+def test_a_synthetic_dataset_is_no_part_of_a_benchmark(tmp_path):
+    assert repr(write(tmp_path, class_set=replace(FARM, name='voc'))) == "SyntheticFolder(5 examples, 4 ids of 'voc')"
+
+
 def test_hugging_face_reads_it(tmp_path):
     huggingface = pytest.importorskip('datasets', reason='the Hugging Face library is not installed')
     dataset = write(tmp_path / 'made')
