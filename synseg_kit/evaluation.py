@@ -128,7 +128,7 @@ def bootstrap_miou(
     for start in range(0, resamples, 100):  # so that memory does not grow with the number of draws
         drawn = [np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(min(100, resamples - start))]
         sums = table @ torch.from_numpy(np.stack(drawn, 1)).double()
-        scores.append(iou_of_counts(sums.view(classes, 3, -1).transpose(1, 2), protocol).nanmean(0))
+        scores.append(iou_of_counts(sums.reshape(classes, 3, -1).transpose(1, 2), protocol).nanmean(0))
     return torch.cat(scores)
 
 # %% ../nbs/10_evaluation.ipynb #adf2ed5c
