@@ -123,7 +123,7 @@ def bootstrap_miou(
     "Score random draws of the images."
     images, classes, _ = counts.shape
     (image, class_id), values = counts.indices(), counts.values().double()
-    table = torch.sparse_coo_tensor(torch.stack([(3 * class_id[:, None] + torch.arange(3)).flatten(), image.repeat_interleave(3)]), values.flatten(), (3 * classes, images))
+    table = torch.sparse_coo_tensor(torch.stack([(3 * class_id[:, None] + torch.arange(3)).flatten(), image.repeat_interleave(3)]), values.flatten(), (3 * classes, images), check_invariants=True)
     rng, scores = np.random.default_rng(seed), []
     for start in range(0, resamples, 100):  # so that memory does not grow with the number of draws
         drawn = [np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(min(100, resamples - start))]
