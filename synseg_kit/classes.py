@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['IRREGULAR', 'VOC_SYNONYMS', 'VOC_HYPONYMS', 'CITYSCAPES', 'CITYSCAPES_LABEL_IDS', 'CITYSCAPES_GROUPS',
-           'CITYSCAPES_SYNONYMS', 'CITYSCAPES_HYPONYMS', 'DUSK', 'CLASS_SETS', 'regular_plural', 'plural', 'forms',
-           'bit_palette', 'unknown_name', 'ClassSet', 'check_labels', 'voc', 'cityscapes', 'label_ids_to_train_ids',
-           'train_ids_to_label_ids', 'imagenet_s', 'toy_objects', 'toy_stuff', 'toy_streets', 'class_set']
+           'CITYSCAPES_SYNONYMS', 'CITYSCAPES_HYPONYMS', 'COCO_UNUSED', 'COCO', 'IMAGENET_S_SPLITS', 'DUSK',
+           'CLASS_SETS', 'regular_plural', 'plural', 'forms', 'bit_palette', 'unknown_name', 'ClassSet', 'check_labels',
+           'voc', 'cityscapes', 'label_ids_to_train_ids', 'train_ids_to_label_ids', 'coco', 'imagenet_s', 'toy_objects',
+           'toy_stuff', 'toy_streets', 'class_set']
 
 # %% ../nbs/00_classes.ipynb #e5977e31
 import difflib
@@ -27,7 +28,8 @@ IRREGULAR = {
     'tomato': 'tomatoes', 'policeman': 'policemen', 'policewoman': 'policewomen', 'fireman': 'firemen',
     'fisherman': 'fishermen',
     **{word: word for word in (
-        'sheep', 'cattle', 'deer', 'fish', 'bonsai', 'vegetation', 'foliage', 'greenery', 'terrain')}}
+        'sheep', 'cattle', 'deer', 'fish', 'bonsai', 'vegetation', 'foliage', 'greenery', 'terrain', 'scissors',
+        'skis')}}
 
 def regular_plural(
     word: str, # a singular, such as "box"
@@ -153,6 +155,14 @@ class ClassSet:
     def lexicon(self) -> dict[str, str]: # each accepted form of each word, lower case -> class name
         "Map everything a caption may say to the class it means."
         return {form: name for name in self.names for word in self.words_of(name) for form in forms(word.casefold())}
+
+    @staticmethod
+    def imagenet_s(
+        path: str | Path, # as for `imagenet_s`: the category list, the dataset or a folder with one sub-folder a class
+        words_file: str | Path | None = None, # lines of "WordNet id, words"; None: the ids are the names
+    ) -> 'ClassSet': # 50, 300 or 919 classes and background
+        "Read ImageNet-S's classes from the user's own copy."
+        return imagenet_s(path, words_file)
 
     @cached_property
     def _ids(self): return {label.casefold(): number for number, label in enumerate(self.labels)}
@@ -360,11 +370,33 @@ def train_ids_to_label_ids(
     table[:19] = CITYSCAPES_LABEL_IDS
     return _look_up(labels, table, 'train ids (0..18, 255)')
 
+# %% ../nbs/00_classes.ipynb #43e16ad5
+COCO_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83) # category ids that no annotation has
+COCO = dict(zip((
+    'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat', 'traffic light',
+    'fire hydrant', 'stop sign', 'parking meter', 'bench', 'bird', 'cat', 'dog', 'horse', 'sheep', 'cow', 'elephant',
+    'bear', 'zebra', 'giraffe', 'backpack', 'umbrella', 'handbag', 'tie', 'suitcase', 'frisbee', 'skis', 'snowboard',
+    'sports ball', 'kite', 'baseball bat', 'baseball glove', 'skateboard', 'surfboard', 'tennis racket', 'bottle',
+    'wine glass', 'cup', 'fork', 'knife', 'spoon', 'bowl', 'banana', 'apple', 'sandwich', 'orange', 'broccoli',
+    'carrot', 'hot dog', 'pizza', 'donut', 'cake', 'chair', 'couch', 'potted plant', 'bed', 'dining table', 'toilet',
+    'tv', 'laptop', 'mouse', 'remote', 'keyboard', 'cell phone', 'microwave', 'oven', 'toaster', 'sink',
+    'refrigerator', 'book', 'clock', 'vase', 'scissors', 'teddy bear', 'hair drier', 'toothbrush'),
+    (i for i in range(1, 91) if i not in COCO_UNUSED), strict=True)) # name -> category id, in the order of the class set
+
+def coco() -> ClassSet: # 81 ids, background first
+    "Make the class set of COCO's things."
+    return ClassSet('coco', tuple(COCO))
+
 # %% ../nbs/00_classes.ipynb #e7c5e8a2
+IMAGENET_S_SPLITS = ('train-semi', 'validation', 'train') # folders of the dataset that have one sub-folder a class
+
 def _wordnet_ids(path):
     "Read WordNet ids from a file with one a line, or from the sub-folders of a folder."
     path = Path(path)
-    if path.is_dir(): lines = sorted(p.name for p in path.iterdir() if p.is_dir() and re.fullmatch(r'n\d{8}', p.name))
+    if path.is_dir():
+        inside = (path, *(path/split for split in IMAGENET_S_SPLITS))
+        found = (sorted(p.name for p in place.glob('n*') if p.is_dir() and re.fullmatch(r'n\d{8}', p.name)) for place in inside)
+        lines = next(filter(None, found), [])
     elif path.is_file(): lines = path.read_text(encoding='utf-8').split()
     else:
         raise FileNotFoundError(f'{path} is not there; give ImageNet-S\'s category file (one WordNet id a line) or a '
@@ -377,6 +409,9 @@ def _wordnet_ids(path):
     if lines != sorted(set(lines)):
         raise ValueError(f'{path}: WordNet ids must be sorted and each there once, because a class\'s id is its place '
                          f'in the list')
+    if len(lines) == 1000:
+        raise ValueError(f'{path} lists the 1000 classes of ImageNet-1k; ImageNet-S has 919 of them, after five were '
+                         f'merged into others; give its own category file, or its train-semi or validation folder')
     return lines
 
 # %% ../nbs/00_classes.ipynb #36a192e7
@@ -394,7 +429,7 @@ def _wordnet_words(path, ids):
             for i, group in words.items()}
 
 def imagenet_s(
-    category_file: str | Path, # ImageNet-S's category list, or a folder with one sub-folder a class
+    category_file: str | Path, # ImageNet-S's category list, the dataset, or a folder with one sub-folder a class
     words_file: str | Path | None = None, # lines of "WordNet id, words"; None: the ids are the names
 ) -> ClassSet: # 50, 300 or 919 classes and background
     "Make the class set of ImageNet-S from the user's own copy of its list."
@@ -450,7 +485,7 @@ def toy_streets() -> ClassSet: # 8 ids, no background
 
 # %% ../nbs/00_classes.ipynb #f0bb7c4b
 CLASS_SETS = {
-    'voc': voc, 'cityscapes': cityscapes, 'toy': toy_objects, 'toy-stuff': toy_stuff, 'toy-streets': toy_streets}
+    'voc': voc, 'cityscapes': cityscapes, 'coco': coco, 'toy': toy_objects, 'toy-stuff': toy_stuff, 'toy-streets': toy_streets}
 
 def class_set(
     name: str, # one of CLASS_SETS

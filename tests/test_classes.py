@@ -13,11 +13,14 @@ from synseg_kit.classes import (
     CITYSCAPES_GROUPS,
     CITYSCAPES_LABEL_IDS,
     CLASS_SETS,
+    COCO,
+    COCO_UNUSED,
     ClassSet,
     bit_palette,
     check_labels,
     cityscapes,
     class_set,
+    coco,
     forms,
     imagenet_s,
     label_ids_to_train_ids,
@@ -28,6 +31,7 @@ from synseg_kit.classes import (
     train_ids_to_label_ids,
     voc,
 )
+from synseg_kit.lexicon import hand_names
 
 EVERY = pytest.mark.parametrize('c', [make() for make in CLASS_SETS.values()], ids=list(CLASS_SETS))
 
@@ -188,6 +192,17 @@ def test_cityscapes_translation():
     with pytest.raises(ValueError, match='must be integers'): label_ids_to_train_ids(np.array([7.]))
 
 
+def test_coco():
+    """Eighty names in the order of the annotation files, ids without a gap, category ids with ten."""
+    c = coco()
+    assert c.names == hand_names('coco') == tuple(COCO) and c.num_classes == 81 and c.background == 'background'
+    assert sorted([*COCO.values(), *COCO_UNUSED]) == list(range(1, 91)) and list(COCO.values()) == sorted(COCO.values())
+    golden = {'person': 1, 'stop sign': 13, 'backpack': 27, 'handbag': 31, 'bottle': 44, 'wine glass': 46, 'dining table': 67,
+              'toilet': 70, 'tv': 72, 'book': 84, 'toothbrush': 90}
+    assert {name: COCO[name] for name in golden} == golden
+    assert plural('scissors') == 'scissors' and c.class_of_word('scissors') == 'scissors'
+
+
 def wordnet(folder, ids):
     """Write a category file."""
     path = folder/'categories.txt'
@@ -205,6 +220,18 @@ def test_imagenet_s_ids_are_places_in_the_list(tmp_path):
 def test_imagenet_s_from_class_folders(tmp_path):
     for name in ('n00000002', 'n00000001', 'not a class'): (tmp_path/name).mkdir()
     assert imagenet_s(tmp_path).names == ('n00000001', 'n00000002')
+
+
+@pytest.mark.parametrize('split', ['train', 'train-semi', 'validation'])
+def test_imagenet_s_from_the_dataset_itself(tmp_path, split):
+    for name in ('n00000002', 'n00000001'): (tmp_path/split/name).mkdir(parents=True)
+    (tmp_path/'train-full').mkdir()
+    assert ClassSet.imagenet_s(tmp_path) == imagenet_s(tmp_path/split) and imagenet_s(tmp_path).names == ('n00000001', 'n00000002')
+
+
+def test_imagenet_s_is_not_imagenet(tmp_path):
+    """Five classes of ImageNet-1k are merged into others, so its list would give wrong ids."""
+    with pytest.raises(ValueError, match='ImageNet-S has 919 of them'): imagenet_s(wordnet(tmp_path, [f'n{i:08}' for i in range(1000)]))
 
 
 def test_imagenet_s_of_many_classes_keeps_its_own_void(tmp_path):

@@ -1,6 +1,7 @@
 """Datasets: files that other readers read, errors that name their file, blocks that are whole or absent, draws that depend on their number alone."""
 import json
 import os
+import shutil
 import struct
 from dataclasses import replace
 
@@ -11,9 +12,10 @@ from PIL import Image
 from torchvision.datasets import VOCSegmentation
 
 from synseg_kit import datasets
-from synseg_kit.classes import ClassSet, imagenet_s, voc
+from synseg_kit.classes import CITYSCAPES_LABEL_IDS, ClassSet, coco, imagenet_s, voc
 from synseg_kit.datasets import (NO_AUGMENTATION, Augmentation, CityscapesFolder, Draws, Example, Examples, ImageNetSFolder, Sample, SampleWriter, SyntheticFolder,
-                                 VOCFolder, augment, batches, build_transform, count_pixels, decode_labels, differences, encode_labels, sample_name, write_sample)
+                                 VOCFolder, augment, batches, build_transform, coco_pieces, count_pixels, decode_labels, differences, encode_labels, run_lengths, sample_name,
+                                 write_coco, write_sample)
 from synseg_kit.prompts import Mention, Prompt
 
 FARM = ClassSet('farm', ('cow', 'sheep', 'barn'))
@@ -100,6 +102,7 @@ def test_voc_is_found_from_above(voc_root, above):
 @pytest.mark.parametrize('asked', ['trainaug', 'train_aug', 'aug'])
 @pytest.mark.parametrize('line', ['2007_{:06}', '/JPEGImages/2007_{:06}.jpg /SegmentationClassAug/2007_{:06}.png'])
 def test_augmented_split_by_any_name(voc_root, name, asked, line):
+    (voc_root / 'ImageSets/Segmentation/val.txt').write_text('2007_000001\n')
     (voc_root / f'ImageSets/Segmentation/{name}.txt').write_text(''.join(line.format(i, i) + '\n' for i in (0, 2)))
     folder = VOCFolder(voc_root, asked, FARM)
     assert folder.names == ('2007_000000', '2007_000002') and (folder[1].labels == 3).all()
@@ -108,7 +111,26 @@ def test_augmented_split_by_any_name(voc_root, name, asked, line):
 def test_other_masks_may_be_named(voc_root): assert VOCFolder(voc_root, 'val', FARM, masks='SegmentationClassAug').masks[0].parent.name == 'SegmentationClassAug'
 
 
-def breaks(path, text): path.write_bytes(text)
+def test_training_names_that_are_scored_too_are_refused(voc_root):
+    """The masks of SBD cover VOC's val; the list of 10,582 leaves it out, a list made from the folder does not."""
+    (voc_root / 'ImageSets/Segmentation/trainaug.txt').write_text('2007_000002\n2007_000000\n')
+    with pytest.raises(ValueError, match="1 names of 'aug' are in val too, first 2007_000000"): VOCFolder(voc_root, 'aug', FARM)  # whatever name the list has
+    (voc_root / 'ImageSets/Segmentation/val.txt').unlink()
+    assert len(VOCFolder(voc_root, 'trainaug', FARM)) == 2
+
+
+def test_a_part_of_a_benchmark_is_called_a_part(voc_root):
+    classes = replace(FARM, name='voc')
+    assert repr(VOCFolder(voc_root, 'val', classes)) == "VOCFolder(2 examples of the 1,449 that the benchmark has, 4 ids of 'voc')"
+    assert repr(VOCFolder(voc_root, 'val', FARM)) == "VOCFolder(2 examples, 4 ids of 'farm')"
+    assert datasets.OFFICIAL_COUNTS['voc']['aug'] == 10_582
+
+
+def test_the_test_split_has_no_masks(voc_root):
+    (voc_root / 'ImageSets/Segmentation/val.txt').rename(voc_root / 'ImageSets/Segmentation/test.txt')
+    shutil.rmtree(voc_root / 'SegmentationClass')
+    folder = VOCFolder(voc_root, 'test', FARM)
+    assert folder[0].labels.shape == (40, 16) and (folder[0].labels == 255).all() and folder[0].image.size == (16, 40)
 
 
 @pytest.mark.parametrize('harm, error, says', [
@@ -117,6 +139,8 @@ def breaks(path, text): path.write_bytes(text)
     (lambda r: (r / 'ImageSets/Segmentation/val.txt').write_text('\n'), ValueError, 'val.txt is empty'),
     (lambda r: (r / 'ImageSets/Segmentation/val.txt').rename(r / 'ImageSets/Segmentation/train.txt'), FileNotFoundError, r"has no split 'val'.* there is train"),
     (lambda r: (r / 'ImageSets').rename(r / 'Sets'), FileNotFoundError, 'is not a VOC dataset'),
+    (lambda r: (r / 'JPEGImages').rename(r / 'images'), FileNotFoundError, r"lacks JPEGImages \(the photographs, in VOC's own download\); its folders are ImageSets, SegmentationClass, SegmentationClassAug, images"),
+    (lambda r: shutil.rmtree(r / 'SegmentationClass'), FileNotFoundError, r'lacks SegmentationClass \(palette PNG'),
     (lambda r: (r / 'SegmentationClass/2007_000001.png').write_text('<html>'), ValueError, '2007_000001.png is not an image that can be read'),
     (lambda r: (r / 'SegmentationClass/2007_000001.png').write_bytes((r / 'SegmentationClass/2007_000000.png').read_bytes()[:60]), ValueError, '2007_000001.png is not an image'),
     (lambda r: (r / 'JPEGImages/2007_000001.jpg').write_bytes((r / 'JPEGImages/2007_000001.jpg').read_bytes()[:300]), ValueError, '2007_000001.jpg is not an image'),
@@ -130,10 +154,17 @@ def test_voc_refuses(voc_root, harm, error, says):
     with pytest.raises(error, match=says): VOCFolder(voc_root, 'val', FARM)[0]
 
 
+@pytest.mark.parametrize('harm', [lambda r: None, lambda r: ((r / 'ImageSets/Segmentation/aug.txt').write_text('2007_000002\n'), shutil.rmtree(r / 'SegmentationClassAug'))])
+def test_what_is_missing_of_the_augmented_set_is_said(voc_root, harm):
+    harm(voc_root)
+    with pytest.raises(FileNotFoundError, match=r"(list of 10,582 names|SegmentationClassAug \(The list).* not in VOC's own download: they come with the masks of Hariharan"): VOCFolder(voc_root, 'trainaug', FARM)
+
+
 # ---- ImageNet-S and Cityscapes
 
 @pytest.fixture
 def imagenet_root(tmp_path):
+    tmp_path = tmp_path / 'imagenet-s'
     for wnid in ('n01443537', 'n02012849'):
         for inner in ('validation', 'validation-segmentation'): (tmp_path / inner / wnid).mkdir(parents=True)
         for i in range(2):
@@ -152,10 +183,15 @@ def test_imagenet_s(imagenet_root):
 
 @pytest.mark.parametrize('harm, says', [
     (lambda r: (r / 'validation/n02012849/val_1.JPEG').unlink(), '1 of 4 image files are missing'),
-    (lambda r: (r / 'validation-segmentation/n02012849/val_1.png').unlink(), r'1 images of .* have no mask in validation-segmentation, first n02012849/val_1.JPEG'),
+    (lambda r: (r / 'validation-segmentation/n02012849/val_1.png').unlink(), r'1 images of .* have no mask in validation-segmentation, first n02012849/val_1;'),
     (lambda r: Image.new('L', (5, 3)).save(r / 'validation-segmentation/n01443537/val_0.png'), 'has mode L; needed is an RGB PNG'),
     (lambda r: Image.new('RGB', (5, 3), (1, 0, 9)).save(r / 'validation-segmentation/n01443537/val_0.png'), 'has blue in it'),
     (lambda r: Image.new('RGB', (5, 3), (9, 0, 0)).save(r / 'validation-segmentation/n01443537/val_0.png'), r'val_0.png: unknown id 9'),
+    (lambda r: shutil.rmtree(r / 'validation'), r"lacks validation \(the images, which ImageNet-S's scripts copy from your ImageNet\); its folders are validation-segmentation"),
+    (lambda r: shutil.rmtree(r / 'validation-segmentation'), "lacks validation-segmentation .*ImageNet-S's own download"),
+    (lambda r: (shutil.rmtree(r / 'validation-segmentation'), (r / 'validation-segmentation').mkdir()), "has nothing in split 'validation'"),
+    (lambda r: [(r / f'{folder}/n02012849').rename(r / f'{folder}/n03126707') for folder in ('validation', 'validation-segmentation')],
+     "has 1 classes that 'imagenet-s-2' lacks, such as n03126707; make the class set from the list of this dataset"),
 ])
 def test_imagenet_s_refuses(imagenet_root, harm, says):
     classes = imagenet_s(imagenet_root / 'validation')
@@ -164,11 +200,31 @@ def test_imagenet_s_refuses(imagenet_root, harm, says):
 
 
 def test_imagenet_s_has_no_masks_for_test(imagenet_root):
-    with pytest.raises(FileNotFoundError, match='"validation" and "train-semi"'): ImageNetSFolder(imagenet_root, 'test', FARM)
+    classes = imagenet_s(imagenet_root)
+    with pytest.raises(FileNotFoundError, match='lacks test'): ImageNetSFolder(imagenet_root, 'test', classes)
+    with pytest.raises(FileNotFoundError, match='"validation" and "train-semi" have some'): ImageNetSFolder(imagenet_root, 'train', classes)
+    (imagenet_root / 'validation').rename(imagenet_root / 'test')
+    folder = ImageNetSFolder(imagenet_root, 'test', classes)
+    assert len(folder) == 4 and (folder[0].labels == 255).all()
+
+
+@pytest.mark.parametrize('count', [50, 300, 919])
+def test_imagenet_s_is_found_from_above(tmp_path, count):
+    """The official tree has a folder for each number of classes."""
+    wnids = [f'n{i:08}' for i in range(count)]
+    for other in (50, 300, 919):
+        for inner in ('validation', 'validation-segmentation'): (tmp_path / f'ImageNetS{other}' / inner / wnids[-1]).mkdir(parents=True)
+    Image.new('RGB', (4, 4)).save(tmp_path / f'ImageNetS{count}/validation/{wnids[-1]}/ILSVRC2012_val_00000001.JPEG')
+    ids = np.full((4, 4), count)
+    Image.fromarray(np.stack([ids % 256, ids // 256, ids * 0], 2).astype(np.uint8)).save(tmp_path / f'ImageNetS{count}/validation-segmentation/{wnids[-1]}/ILSVRC2012_val_00000001.png')
+    (tmp_path / 'list.txt').write_text('\n'.join(wnids))
+    folder = ImageNetSFolder(tmp_path, 'validation', ClassSet.imagenet_s(tmp_path / 'list.txt'))
+    assert folder.root.name == f'ImageNetS{count}' and (folder[0].labels == count).all() and 'examples of the ' in repr(folder)
 
 
 @pytest.fixture
 def cityscapes_root(tmp_path):
+    tmp_path = tmp_path / 'cityscapes'
     for inner in ('leftImg8bit/val/ulm', 'gtFine/val/ulm', 'leftImg8bit/val/bonn', 'gtFine/val/bonn'): (tmp_path / inner).mkdir(parents=True)
     for city in ('ulm', 'bonn'):
         Image.new('RGB', (34, 2)).save(tmp_path / f'leftImg8bit/val/{city}/{city}_000000_000019_leftImg8bit.png')
@@ -194,7 +250,107 @@ def test_cityscapes_refuses(cityscapes_root):
     with pytest.raises(ValueError, match='labelIds.png: 77 is not one of the label ids'): CityscapesFolder(cityscapes_root)[1]
     mask.unlink()
     with pytest.raises(FileNotFoundError, match='1 of 2 mask files'): CityscapesFolder(cityscapes_root)
-    with pytest.raises(FileNotFoundError, match="no images for split 'train'"): CityscapesFolder(cityscapes_root, 'train')
+    with pytest.raises(FileNotFoundError, match=r'lacks leftImg8bit/train \(the photographs, leftImg8bit_trainvaltest.zip\) and gtFine/train .*; its folders are gtFine, leftImg8bit'): CityscapesFolder(cityscapes_root, 'train')
+    with pytest.raises(FileNotFoundError, match='lacks leftImg8bit/val .*; it has no folders'): CityscapesFolder(cityscapes_root / 'nowhere')
+
+
+def test_cityscapes_needs_both_archives(cityscapes_root):
+    photograph = cityscapes_root / 'leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png'
+    photograph.rename(photograph.with_name('ulm_000000_000020_leftImg8bit.png'))
+    with pytest.raises(FileNotFoundError, match='1 of 2 mask files are missing, first .*ulm_000000_000020_gtFine_labelIds.png'): CityscapesFolder(cityscapes_root)
+    photograph.with_name('ulm_000000_000020_leftImg8bit.png').unlink()
+    with pytest.raises(FileNotFoundError, match='1 label files of gtFine/val have no photograph in leftImg8bit/val, first ulm/ulm_000000_000019'): CityscapesFolder(cityscapes_root)
+    shutil.rmtree(cityscapes_root / 'gtFine')
+    with pytest.raises(FileNotFoundError, match=r'lacks gtFine/val \(the labels, gtFine_trainvaltest.zip\); its folders are leftImg8bit$'): CityscapesFolder(cityscapes_root)
+    (cityscapes_root / 'leftImg8bit/val').rename(cityscapes_root / 'leftImg8bit/test')
+    assert (CityscapesFolder(cityscapes_root, 'test')[0].labels == 255).all()
+
+
+def test_cityscapes_refuses_a_table_for_other_classes(cityscapes_root):
+    with pytest.raises(ValueError, match="labelIds.png: unknown id 2, 3"): CityscapesFolder(cityscapes_root, 'val', ClassSet('two', ('road', 'car'), background=None))[0]
+
+
+# ---- predictions and exports
+
+def test_predictions_lie_where_the_benchmarks_look(tmp_path, voc_root, imagenet_root, cityscapes_root):
+    """The truth, predicted, gives back the files of the truth; whatever is left void is refused or unlabelled."""
+    for folder, where in ((VOCFolder(voc_root, 'val', FARM), 'results/VOC2012/Segmentation/comp6_val_cls/2007_000001.png'),
+                          (ImageNetSFolder(imagenet_root, 'validation', imagenet_s(imagenet_root)), 'n01443537/val_0.png'),
+                          (CityscapesFolder(cityscapes_root), 'bonn_000000_000019_pred_labelIds.png')):
+        labels = folder[0].labels
+        if not folder.void_may_be_predicted:
+            with pytest.raises(ValueError, match=f'{folder.names[0]}: {(labels == 255).sum()} pixels of the prediction are void'): folder.write_prediction(tmp_path / 'out', folder.names[0], labels)
+            labels = np.where(labels == 255, 0, labels)
+        written = folder.write_prediction(tmp_path / 'out', folder.names[0], labels)
+        assert written == tmp_path / 'out' / where and [p for p in written.parent.iterdir() if p.is_file()] == [written]
+        assert np.array_equal(folder.decode(Image.open(written), written), labels)
+    assert Image.open(tmp_path / 'out/n01443537/val_0.png').mode == 'RGB'  # also for few classes
+    assert Image.open(tmp_path / 'out/results/VOC2012/Segmentation/comp6_val_cls/2007_000001.png').mode == 'P'
+    ids = np.array(Image.open(tmp_path / 'out/bonn_000000_000019_pred_labelIds.png'))[0]
+    assert [i for i in ids if i] == list(CITYSCAPES_LABEL_IDS)
+    with pytest.raises(ValueError, match='unknown id 9'): CityscapesFolder(cityscapes_root).write_prediction(tmp_path, 'a/b', np.full((2, 2), 99))
+
+
+def decode_runs(segmentation):
+    """Read a run-length code one run after the other."""
+    height, width = segmentation['size']
+    pixels, value = [], 0
+    for run in segmentation['counts']:
+        pixels += [value] * run
+        value = 1 - value
+    return np.array(pixels, bool).reshape(width, height).T
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_run_lengths_lose_nothing(seed):
+    mask = np.random.default_rng(seed).random((7, 5)) < (0, .2, .5, .8, 1)[seed]
+    assert np.array_equal(decode_runs(run_lengths(mask)), mask) and len(run_lengths(mask)['counts']) <= 36
+
+
+def test_coco_json_holds_the_labels(tmp_path):
+    """Boxes, areas and segmentations, decoded one by one, paint the labels again."""
+    dataset = write(tmp_path / 'data', 3)
+    path = write_coco(dataset, tmp_path / 'annotations/all.json', progress=False)
+    found = json.loads(path.read_text())
+    assert found['categories'] == [{'id': i + 1, 'name': name, 'supercategory': 'farm'} for i, name in enumerate(FARM.names)]
+    assert [piece['id'] for piece in found['annotations']] == [*range(1, len(found['annotations']) + 1)]
+    for image, read in zip(found['images'], dataset, strict=True):
+        assert (dataset.root / image['file_name']).is_file() and (image['width'], image['height']) == read.image.size
+        painted = np.zeros_like(read.labels)
+        for piece in (p for p in found['annotations'] if p['image_id'] == image['id']):
+            mask = decode_runs(piece['segmentation'])
+            rows, columns = mask.nonzero()
+            assert piece['bbox'] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1] and piece['area'] == mask.sum() and not piece['iscrowd']
+            assert not painted[mask].any() and flood(mask, (rows[0], columns[0])) == mask.sum()
+            painted[mask] = piece['category_id']
+        assert np.array_equal(painted, np.where(read.labels == 255, 0, read.labels))
+
+
+def flood(mask, start):
+    """Count the pixels that are reached from one, step by step."""
+    seen, waiting = {start}, [start]
+    while waiting:
+        row, column = waiting.pop()
+        for near in ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)):
+            if 0 <= near[0] < mask.shape[0] and 0 <= near[1] < mask.shape[1] and mask[near] and near not in seen: seen.add(near); waiting.append(near)
+    return len(seen)
+
+
+def test_coco_classes_get_cocos_ids(voc_root):
+    labels = np.zeros((4, 4), np.uint8)
+    labels[:2, :2], labels[3, 3], labels[0, 3] = coco().id_of('toothbrush'), coco().id_of('person'), 255
+    Image.new('RGB', (4, 4)).save(voc_root / 'JPEGImages/2007_000009.jpg')
+    encode_labels(labels, coco()).save(voc_root / 'SegmentationClass/2007_000009.png')
+    (voc_root / 'ImageSets/Segmentation/val.txt').write_text('2007_000009\n')
+    found = json.loads(write_coco(VOCFolder(voc_root, 'val', coco()), voc_root / 'val.json', progress=False).read_text())
+    assert [(piece['category_id'], piece['bbox']) for piece in found['annotations']] == [(90, [0, 0, 2, 2]), (1, [3, 3, 1, 1])] and len(found['categories']) == 80
+    found = json.loads(write_coco(VOCFolder(voc_root, 'val', coco()), voc_root / 'val.json', min_area=2, progress=False).read_text())
+    assert [piece['category_id'] for piece in found['annotations']] == [90]
+
+
+def test_classes_without_a_background_are_all_written():
+    pieces = coco_pieces(np.uint8([[0, 0, 255], [0, 1, 1]]), ClassSet('two', ('road', 'car'), background=None))
+    assert [(piece['class_id'], piece['area']) for piece in pieces] == [(0, 3), (1, 2)]
 
 
 # ---- the dataset on disk
@@ -229,6 +385,10 @@ def test_torchvision_reads_subfolders(tmp_path, monkeypatch):
     assert len([*dataset.root.glob('JPEGImages/001/*')]) == 2
     image, mask = VOCSegmentation(str(tmp_path), year='2012', image_set='train', download=False)[3]
     assert np.array_equal(np.array(mask), dataset[3].labels)
+
+
+def test_a_synthetic_dataset_is_no_part_of_a_benchmark(tmp_path):
+    assert repr(write(tmp_path, class_set=replace(FARM, name='voc'))) == "SyntheticFolder(5 examples, 4 ids of 'voc')"
 
 
 def test_hugging_face_reads_it(tmp_path):
