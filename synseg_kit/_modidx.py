@@ -878,7 +878,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'synseg_kit.recipes.crf': ('recipes.html#crf', 'synseg_kit/recipes.py'),
                                     'synseg_kit.recipes.cut': ('recipes.html#cut', 'synseg_kit/recipes.py'),
                                     'synseg_kit.recipes.doubt': ('recipes.html#doubt', 'synseg_kit/recipes.py'),
-                                    'synseg_kit.recipes.drawn': ('recipes.html#drawn', 'synseg_kit/recipes.py'),
                                     'synseg_kit.recipes.enlarge': ('recipes.html#enlarge', 'synseg_kit/recipes.py'),
                                     'synseg_kit.recipes.finish': ('recipes.html#finish', 'synseg_kit/recipes.py'),
                                     'synseg_kit.recipes.flow': ('recipes.html#flow', 'synseg_kit/recipes.py'),

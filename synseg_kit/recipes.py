@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'PIXELS_AT_ONCE', 'FALLBACK', 'RULES', 'JOINED', 'RECIPES', 'Draft', 'start', 'nearest_grid',
-           'steps_to_read', 'needs', 'read', 'stretch', 'compete', 'drawn', 'flow', 'rest', 'constant', 'cut',
-           'surround', 'enlarge', 'pamr', 'crf', 'choose', 'band', 'doubt', 'specks', 'rank', 'note', 'agree', 'border',
-           'finish', 'Step', 'step', 'merge_captures', 'Recipe', 'read_layers', 'grow_object', 'grow_background',
-           'adapt', 'recipe', 'pseudo_masks']
+           'steps_to_read', 'needs', 'read', 'stretch', 'compete', 'flow', 'rest', 'constant', 'cut', 'surround',
+           'enlarge', 'pamr', 'crf', 'choose', 'band', 'doubt', 'specks', 'rank', 'note', 'agree', 'border', 'finish',
+           'Step', 'step', 'merge_captures', 'Recipe', 'read_layers', 'grow_object', 'grow_background', 'adapt',
+           'recipe', 'pseudo_masks']
 
 # %% ../nbs/05b_recipes.ipynb #439149d1
 from collections import Counter
@@ -215,17 +215,6 @@ def compete(draft: Draft,
     "Hold down all but the best class of a place: a score is multiplied by its ratio to the best, to a power."
     scores = draft.need('scores').clamp(min=0)
     return draft.but(scores=scores * (scores / scores.amax(1, keepdim=True).clamp(min=1e-12)) ** sharpness)
-
-
-def drawn(draft: Draft,
-          *,
-          least: float = 0.3,  # from 0 to 1: heat of a class where it is the best, as a share of the strongest class's, below which it was not drawn
-          ) -> Draft:
-    "Leave out classes that are hot nowhere of their own: they were asked for, and the generator did not draw them."
-    scores = draft.need('scores')
-    won = torch.where(scores == scores.amax(1, keepdim=True), scores, 0).flatten(2)
-    heat = won.topk(max(1, won.shape[2] // 20), 2).values.mean(2)
-    return draft.but(scores=scores.masked_fill((heat < least * heat.amax(1, keepdim=True))[..., None, None], 0))
 
 # %% ../nbs/05b_recipes.ipynb #09a6b2ea
 FALLBACK = 16  # resolution of self-attention that is captured beside the wanted ones
@@ -466,7 +455,7 @@ def _is_resolutions(value):
 
 RULES = {  # parameter of a step here -> a test of its values, and what it needs to be
     'beta': (lambda v: -1 < v < 1, 'between -1 and 1'),
-    **dict.fromkeys(('low', 'high', 'least', 'ignore_margin', 'weight', 'flat_variance', 'flat_weight'), (lambda v: 0 <= v <= 1, 'from 0 to 1')),
+    **dict.fromkeys(('low', 'high', 'ignore_margin', 'weight', 'flat_variance', 'flat_weight'), (lambda v: 0 <= v <= 1, 'from 0 to 1')),
     'level': (lambda v: 0 < v < 1, 'between 0 and 1'), 'threshold': (lambda v: v == 'otsu' or not isinstance(v, str) and 0 < v < 1, "'otsu' or between 0 and 1"),
     'certainty': (lambda v: v is None or 0 < v < 1, 'None or between 0 and 1'), 'levels': (lambda v: len(v) == 2 and 0 < v[0] <= v[1] < 1, 'two rising numbers between 0 and 1'),
     **dict.fromkeys(('temperature', 'reach', 'level_step', 'gaussian_sigma', 'bilateral_sigma', 'colour_sigma'), (lambda v: v > 0, 'positive')),
@@ -701,7 +690,7 @@ RECIPES = {made.name: made for made in (
     Recipe('diffumask', (step(read, resolutions=(16, 32, 64), mix='bicubic', at='image', scale='max'), adapt, choose, step(specks, min_area=1500 / 512 ** 2, by='box', into='background'), rank)),
     Recipe('seediff', (read_layers, stretch, grow_object, grow_background, enlarge, pamr, step(constant, level=.5), choose, rank)),
     Recipe('otsu', (read, enlarge, stretch, cut, choose, rank)),
-    Recipe('synseg', (step(read, layers=('up_blocks',)), drawn, step(compete, sharpness=.5), stretch, step(rest, beta=.3), surround, note, pamr,
+    Recipe('synseg', (step(read, layers=('up_blocks',)), step(compete, sharpness=.5), stretch, step(rest, beta=.3), surround, note, pamr,
                       step(crf, temperature=.05, gaussian_sigma=.016, bilateral_sigma=.3, num_colours=128), choose,
                       step(specks, min_area=.002), rank, agree, border)))}
 

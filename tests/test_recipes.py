@@ -11,7 +11,7 @@ from synseg_kit.classes import ClassSet, toy_objects
 from synseg_kit.families import Track
 from synseg_kit.masks import PseudoMask, component_areas, normalise, otsu
 from synseg_kit.prompts import Mention, Prompt
-from synseg_kit.recipes import (PIXELS_AT_ONCE, RECIPES, Draft, Recipe, Step, adapt, agree, band, border, choose, compete, constant, crf, cut, doubt, drawn, enlarge, finish, flow, grow_background,
+from synseg_kit.recipes import (PIXELS_AT_ONCE, RECIPES, Draft, Recipe, Step, adapt, agree, band, border, choose, compete, constant, crf, cut, doubt, enlarge, finish, flow, grow_background,
                                 grow_object, merge_captures, nearest_grid, note, pseudo_masks, rank, read, read_layers, recipe, rest, specks, start, step, steps_to_read, stretch, surround)
 from synseg_kit.toyworld import load_toy_pipeline, render
 from torch.nn import functional as F
@@ -290,20 +290,6 @@ def test_competition(random):
     assert torch.equal(held.argmax(1), scores.argmax(1)) and torch.allclose(held.amax(1), scores.amax(1)) and (held <= scores + 1e-6).all()
     assert torch.allclose(compete(draft_of(scores), sharpness=0.).scores, scores) and torch.allclose(compete(draft_of(scores[:, :1])).scores, scores[:, :1])
     assert compete(draft_of(torch.zeros(1, 2, 3, 3))).scores.isfinite().all()
-
-
-def test_a_class_that_is_hot_nowhere_of_its_own_is_left_out(random):
-    left = .5 + .5 * torch.rand(1, 8, 8, generator=random)
-    left[..., 4:] = 0
-    right, shadow = left.flip(-1), .9 * left  # a shadow was asked for and not drawn: it only looks where another one is
-    faint = torch.full_like(left, .1)  # neither was this one: it looks everywhere a little
-    several = torch.stack([left, shadow, right, faint], 1)
-    kept = drawn(draft_of(several)).scores
-    assert torch.equal(kept[:, 0], left) and torch.equal(kept[:, 2], right) and not kept[:, 1].any() and not kept[:, 3].any()
-    assert torch.equal(drawn(draft_of(7 * several)).scores, 7 * kept) and torch.equal(drawn(draft_of(several.flip(1))).scores, kept.flip(1))
-    alone, equal = several[:, :1], several[:, [0, 0]]
-    for scores in (alone, equal, torch.zeros(1, 2, 3, 3)): assert torch.equal(drawn(draft_of(scores)).scores, scores)
-    assert torch.equal(drawn(draft_of(several), least=0.).scores, several)
 
 
 def test_scores_of_the_background(random):
