@@ -98,9 +98,10 @@ class DenoisingSettings:
     checkpoint_every: int = 500  # steps
     precision: str = 'bf16'  # 'bf16' or 'fp32'
     seed: int = 0
+    optimisers = OPTIMISERS  # what `optimiser` may be
 
     def __post_init__(self):
-        if self.optimiser not in OPTIMISERS: raise ValueError(f"optimiser is {self.optimiser!r}; choose one of {', '.join(OPTIMISERS)}")
+        if self.optimiser not in self.optimisers: raise ValueError(f"optimiser is {self.optimiser!r}; choose one of {', '.join(self.optimisers)}")
         if self.precision not in ('bf16', 'fp32'): raise ValueError(f"precision is {self.precision!r}; choose 'bf16' or 'fp32'")
         if self.weighting not in WEIGHTINGS: raise ValueError(f"weighting is {self.weighting!r}; choose one of {', '.join(WEIGHTINGS)}")
         if self.timestep_power <= 0: raise ValueError(f'timestep_power is {self.timestep_power}; it must be above 0')

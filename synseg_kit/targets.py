@@ -9,7 +9,7 @@ __all__ = ['IMAGE_SUFFIXES', 'STREET_TEMPLATES', 'read_image_captions', 'names_t
 # %% ../nbs/11a_targets.ipynb #19fb09c8
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
