@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PRESETS', 'BLOCKS', 'WEIGHTS', 'FLUX_GUIDANCE', 'LOSSES', 'target_modules', 'LoraSettings',
-           'eight_bit_adamw', 'adapted_parts', 'adapter_names', 'add_adapter', 'save_adapter', 'weights_file',
-           'load_adapter', 'set_strength', 'without_adapters', 'merge_adapters', 'thin_matrices', 'Encoded',
-           'encode_texts', 'Cache', 'encode_views', 'size_numbers', 'draw_views', 'unet_loss', 'flow_loss', 'loss_of',
-           'training_scheduler', 'training_mode', 'encode_all', 'text_of', 'step_maker', 'adapt', 'check_base',
-           'copy_weights', 'lent', 'paint_prior']
+           'eight_bit_adamw', 'adapted_parts', 'adapter_names', 'remove_adapter', 'add_adapter', 'save_adapter',
+           'weights_file', 'load_adapter', 'set_strength', 'without_adapters', 'merge_adapters', 'thin_matrices',
+           'Encoded', 'encode_texts', 'Cache', 'encode_views', 'size_numbers', 'draw_views', 'unet_loss', 'flow_loss',
+           'loss_of', 'training_scheduler', 'training_mode', 'encode_all', 'text_of', 'step_maker', 'adapt',
+           'check_base', 'copy_weights', 'lent', 'paint_prior']
 
 # %% ../nbs/11b_lora.ipynb #73b3c71b
 import json
@@ -22,6 +22,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from jaxtyping import Float, Int
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -49,8 +50,8 @@ def target_modules(
     "List the layers that a preset adapts."
     if preset not in PRESETS: raise unknown_name(preset, tuple(PRESETS), 'preset')
     modules = dict(denoiser.named_modules())
-    layers = lambda names: [name for name in names if isinstance(modules.get(name), nn.Linear | nn.Conv2d)]
-    if preset == 'blocks': return layers(name for name in modules if name.split('.')[0] in BLOCKS)
+    layers = lambda names: [name for name in names if isinstance(modules.get(name), nn.Linear | nn.Conv2d | BaseTunerLayer)] # the last: a layer that has an adapter already
+    if preset == 'blocks': return layers(name for name in modules if name.split('.')[0] in BLOCKS and not {'base_layer', 'lora_A', 'lora_B'} & {*name.split('.')})
     sites = family_of(denoiser).sites(denoiser)
     if preset == 'cross': sites = [site for site in sites if site.kind != 'self']
     ours = [name for kind in PRESETS[preset] for name in KINDS[kind]]
@@ -123,13 +124,22 @@ def adapter_names(
     "List the adapters a pipeline holds."
     return list(dict.fromkeys(name for part in adapted_parts(pipe).values() for name in getattr(part, 'peft_config', {})))
 
+def remove_adapter(
+    pipe: DiffusionPipeline, # without its last adapter it is the base again, layer by layer
+    name: str = 'adapted',
+) -> None:
+    "Take an adapter off."
+    if name not in adapter_names(pipe): raise ValueError(f'the pipeline has no adapter {name!r}; it has {", ".join(map(repr, adapter_names(pipe))) or "none"}')
+    pipe.delete_adapters(name)
+    if not adapter_names(pipe): pipe.unload_lora_weights()
+
 def add_adapter(
     pipe: DiffusionPipeline, # changed: it has the adapter from now on
     settings: LoraSettings,
     name: str = 'adapted', # of the adapter
 ) -> nn.ParameterDict: # its weights, the very ones in the pipeline
     "Build an adapter that changes nothing yet."
-    if name in adapter_names(pipe): raise ValueError(f'the pipeline has an adapter {name!r} already; choose another name, or remove it with pipe.delete_adapters({name!r})')
+    if name in adapter_names(pipe): raise ValueError(f'the pipeline has an adapter {name!r} already; choose another name, or take this one off with remove_adapter(pipe, {name!r})')
     parts, weights = adapted_parts(pipe, settings.text_encoder), nn.ParameterDict()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -137,6 +147,7 @@ def add_adapter(
             part.requires_grad_(False)
             part.add_adapter(settings.config(settings.text_layers if number else target_modules(part, settings.preset)), name)
     for part_name, part in parts.items():
+        part.eval()
         for key, weight in part.named_parameters():
             if f'.{name}.' not in key and not key.endswith(f'.{name}'): continue
             weight.data = weight.data.float()
@@ -178,9 +189,10 @@ def load_adapter(
 ) -> None:
     "Load an adapter beside those a pipeline has, and use it alone."
     path = weights_file(source)
-    if name in adapter_names(pipe): raise ValueError(f'the pipeline has an adapter {name!r} already; choose another name, or remove it with pipe.delete_adapters({name!r})')
+    if name in adapter_names(pipe): raise ValueError(f'the pipeline has an adapter {name!r} already; choose another name, or take this one off with remove_adapter(pipe, {name!r})')
     try: pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
     except (RuntimeError, ValueError) as error: raise ValueError(f'{path} does not fit a {type(pipe).__name__} of this size: {str(error).splitlines()[-1].strip()}') from error
+    for part in adapted_parts(pipe).values(): part.eval()
     set_strength(pipe, {name: strength})
 
 def set_strength(
@@ -345,15 +357,15 @@ def training_mode(
 ) -> Iterator[None]:
     "Let a pipeline learn for a while."
     parts, device = adapted_parts(pipe, settings.text_encoder), pipe.device
-    before, (denoiser, *_) = {name: part.training for name, part in parts.items()}, parts.values()
+    denoiser = next(iter(parts.values()))
     quick = quick_attention(denoiser, device) if 'unet' in parts else nullcontext()
-    with quick, torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []), torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == 'bf16'):
+    with quick, torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         torch.manual_seed(settings.seed * 1_000_003 + step)
         for part in parts.values(): part.train()
         if settings.gradient_checkpointing: denoiser.enable_gradient_checkpointing()
         try: yield
         finally:
-            for name, part in parts.items(): part.train(before[name])
+            for part in parts.values(): part.eval()
             if settings.gradient_checkpointing: denoiser.disable_gradient_checkpointing()
 
 @torch.no_grad()
@@ -394,8 +406,9 @@ def step_maker(
     def take_step(step):
         generator = generator_of(step, settings.seed)
         with training_mode(pipe, settings, step):
-            losses = [loss_on(*pair, generator) for pair in zip(caches, tables)]
-        return descend(weights, optimiser, losses[0] + settings.prior_weight * sum(losses[1:]), settings.rate(step))
+            with torch.autocast(pipe.device.type, torch.bfloat16, enabled=settings.precision == 'bf16'):
+                losses = [loss_on(*pair, generator) for pair in zip(caches, tables)]
+            return descend(weights, optimiser, losses[0] + settings.prior_weight * sum(losses[1:]), settings.rate(step))
 
     return take_step
 
@@ -425,7 +438,7 @@ def adapt(
         optimiser = adamw(weights, settings) if settings.optimiser == 'adamw' else eight_bit_adamw()(weights.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
         average = run_steps(weights, optimiser, step_maker(pipe, caches, weights, optimiser, settings), settings, folder, about, at_checkpoint, progress)
     except BaseException:
-        pipe.delete_adapters(name)  # the base is as it was
+        remove_adapter(pipe, name)
         raise
     copy_weights(weights, average)
     return save_adapter(pipe, folder, name)
@@ -443,7 +456,7 @@ def check_base(
 @torch.no_grad()
 def copy_weights(
     to: nn.ParameterDict,
-    source: nn.ParameterDict, # with the same names
+    source: nn.ParameterDict | Mapping[str, Tensor], # with the same names
 ) -> None:
     "Copy weights into others."
     for key, weight in to.items(): weight.copy_(source[key])

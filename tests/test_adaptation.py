@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from synseg_kit.adaptation import DenoisingSettings, draw_noise, generator_of, run_steps
 from synseg_kit.classes import ClassSet
 from synseg_kit.lora import (PRESETS, WEIGHTS, LoraSettings, adapt, adapted_parts, adapter_names, add_adapter, encode_texts, encode_views, load_adapter,
-                             loss_of, merge_adapters, paint_prior, save_adapter, set_strength, size_numbers, target_modules, thin_matrices,
+                             loss_of, merge_adapters, paint_prior, remove_adapter, save_adapter, set_strength, size_numbers, target_modules, thin_matrices,
                              training_scheduler, unet_loss, without_adapters)
 from synseg_kit.prompts import Prompt
+from synseg_kit.synthesis import fingerprint
 from synseg_kit.targets import View, fit_box, read_image_captions, read_targets
 from synseg_kit.training import adamw
 
@@ -76,7 +77,7 @@ def test_a_view_is_the_box_of_its_image(tmp_path):
 @pytest.mark.parametrize('image, size', [((100, 300), (64, 64)), ((300, 100), (64, 128)), ((33, 32), (32, 32)), ((50, 50), (64, 128))])
 @pytest.mark.parametrize('share', [1., .5])
 def test_boxes_have_the_proportions_and_stay_inside(image, size, share):
-    for at in ((0, 0), (.5, .5), (1, 1)):
+    for at in ((0., 0.), (.5, .5), (1., 1.)):
         left, top, right, bottom = fit_box(image, size, share, at)
         assert 0 <= left < right <= image[1] and 0 <= top < bottom <= image[0]
         assert abs((bottom - top) / size[0] - (right - left) / size[1]) <= 1 / min(size)
@@ -149,7 +150,7 @@ def test_the_eight_bit_optimiser_says_what_it_needs():
 @pytest.mark.parametrize('family', TRAINED)
 def test_an_adapter_goes_through_plain_diffusers(family, targets, tmp_path):
     pipe = FAMILIES[family]()
-    base, plain = state(pipe), paint(family, pipe)
+    base, plain, mark = state(pipe), paint(family, pipe), fingerprint(pipe)
     adapt(pipe, targets, tmp_path, LoraSettings(**FEW, text_encoder=family in ('sd1', 'sdxl')), progress=False)
     adapted = paint(family, pipe)
     assert not torch.equal(adapted, plain)
@@ -157,9 +158,8 @@ def test_an_adapter_goes_through_plain_diffusers(family, targets, tmp_path):
     other = FAMILIES[family]()
     other.load_lora_weights(str(tmp_path))
     assert torch.equal(paint(family, other), adapted)
-    pipe.delete_adapters('adapted')
-    pipe.unload_lora_weights()
-    assert same(state(pipe), base) and torch.equal(paint(family, pipe), plain)
+    remove_adapter(pipe)
+    assert same(state(pipe), base) and torch.equal(paint(family, pipe), plain) and fingerprint(pipe) == mark
 
 
 @pytest.mark.parametrize('changes', [dict(alpha=7.), dict(rslora=True, rank=5), dict(dora=True), dict(preset='blocks'), dict(preset='cross', dropout=.3), dict(preset='keys')])
@@ -226,7 +226,8 @@ def test_files_that_are_no_adapters_are_refused(targets, tmp_path):
     with pytest.raises(ValueError, match='none of its 1 tensors is of LoRA'): load_adapter(pipe, tmp_path / 'b.safetensors')
     (tmp_path / 'c.safetensors').write_bytes((tmp_path / 'b.safetensors').read_bytes()[:-3])
     with pytest.raises(ValueError, match='cut off'): load_adapter(pipe, tmp_path / 'c.safetensors')
-    with pytest.raises(ValueError, match="no adapter 'x'; it has none"): save_adapter(pipe, tmp_path, 'x')
+    for refuse in (lambda: save_adapter(pipe, tmp_path, 'x'), lambda: remove_adapter(pipe, 'x')):
+        with pytest.raises(ValueError, match="no adapter 'x'; it has none"): refuse()
     with pytest.raises(ValueError, match='nothing to merge'): merge_adapters({}, tmp_path)
     adapt(pipe, targets, tmp_path / 'dora', LoraSettings(**FEW, dora=True), progress=False)
     with pytest.raises(ValueError, match='DoRA does not'): merge_adapters({tmp_path / 'dora': 1.}, tmp_path)
