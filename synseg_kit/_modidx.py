@@ -720,6 +720,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'synseg_kit.lora.loss_of': ('lora.html#loss_of', 'synseg_kit/lora.py'),
                                  'synseg_kit.lora.merge_adapters': ('lora.html#merge_adapters', 'synseg_kit/lora.py'),
                                  'synseg_kit.lora.paint_prior': ('lora.html#paint_prior', 'synseg_kit/lora.py'),
+                                 'synseg_kit.lora.plain_config': ('lora.html#plain_config', 'synseg_kit/lora.py'),
                                  'synseg_kit.lora.remove_adapter': ('lora.html#remove_adapter', 'synseg_kit/lora.py'),
                                  'synseg_kit.lora.save_adapter': ('lora.html#save_adapter', 'synseg_kit/lora.py'),
                                  'synseg_kit.lora.set_strength': ('lora.html#set_strength', 'synseg_kit/lora.py'),

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['KINDS', 'PRESETS', 'BLOCKS', 'WEIGHTS', 'FLUX_GUIDANCE', 'LOSSES', 'target_modules', 'LoraSettings',
            'eight_bit_adamw', 'adapted_parts', 'adapter_names', 'remove_adapter', 'add_adapter', 'save_adapter',
-           'weights_file', 'load_adapter', 'set_strength', 'without_adapters', 'merge_adapters', 'thin_matrices',
-           'Encoded', 'encode_texts', 'Cache', 'encode_views', 'size_numbers', 'draw_views', 'unet_loss', 'flow_loss',
-           'loss_of', 'training_scheduler', 'training_mode', 'encode_all', 'text_of', 'step_maker', 'adapt',
-           'check_base', 'copy_weights', 'lent', 'paint_prior']
+           'plain_config', 'weights_file', 'load_adapter', 'set_strength', 'without_adapters', 'merge_adapters',
+           'thin_matrices', 'Encoded', 'encode_texts', 'Cache', 'encode_views', 'size_numbers', 'draw_views',
+           'unet_loss', 'flow_loss', 'loss_of', 'training_scheduler', 'training_mode', 'encode_all', 'text_of',
+           'step_maker', 'adapt', 'check_base', 'copy_weights', 'lent', 'paint_prior']
 
 # %% ../nbs/11b_lora.ipynb #73b3c71b
 import json
@@ -40,7 +40,7 @@ from .training import adamw
 
 # %% ../nbs/11b_lora.ipynb #8da2f142
 KINDS = {'query': ('to_q', 'add_q_proj'), 'key': ('to_k', 'add_k_proj'), 'value': ('to_v', 'add_v_proj'), 'out': ('to_out.0', 'to_add_out')} # projections of an attention layer
-PRESETS = {'all': tuple(KINDS), 'cross': tuple(KINDS), 'keys_values': ('key', 'value'), 'keys': ('key',), 'blocks': ()}
+PRESETS = {'all': tuple(KINDS), 'cross': tuple(KINDS), 'keys_values': ('key', 'value'), 'keys': ('key',), 'blocks': (), 'look': ('query', 'key')}
 BLOCKS = ('down_blocks', 'mid_block', 'up_blocks', 'transformer_blocks', 'single_transformer_blocks')
 
 def target_modules(
@@ -51,8 +51,10 @@ def target_modules(
     if preset not in PRESETS: raise unknown_name(preset, tuple(PRESETS), 'preset')
     modules = dict(denoiser.named_modules())
     layers = lambda names: [name for name in names if isinstance(modules.get(name), nn.Linear | nn.Conv2d | BaseTunerLayer)] # the last: a layer that has an adapter already
-    if preset == 'blocks': return layers(name for name in modules if name.split('.')[0] in BLOCKS and not {'base_layer', 'lora_A', 'lora_B'} & {*name.split('.')})
     sites = family_of(denoiser).sites(denoiser)
+    if preset in ('blocks', 'look'):
+        left_out = {f'{site.name}.{name}' for site in sites if site.kind != 'self' for kind in PRESETS[preset] for name in KINDS[kind]}
+        return layers(name for name in modules if name.split('.')[0] in BLOCKS and name not in left_out and not {'base_layer', 'lora_A', 'lora_B'} & {*name.split('.')})
     if preset == 'cross': sites = [site for site in sites if site.kind != 'self']
     ours = [name for kind in PRESETS[preset] for name in KINDS[kind]]
     if preset == 'cross' and any(site.kind == 'joint' for site in sites): ours = [name for name in ours if 'add' in name]
@@ -166,9 +168,13 @@ def save_adapter(
     if name not in adapter_names(pipe): raise ValueError(f'the pipeline has no adapter {name!r}; it has {", ".join(map(repr, adapter_names(pipe))) or "none"}')
     parts = {key: part for key, part in adapted_parts(pipe).items() if name in getattr(part, 'peft_config', {})}
     layers = {f'{key}_lora_layers': get_peft_model_state_dict(part, adapter_name=name) for key, part in parts.items()}
-    about = {f'{key}_lora_adapter_metadata': {k: sorted(v) if isinstance(v, set) else v for k, v in part.peft_config[name].to_dict().items()} for key, part in parts.items()}
+    about = {f'{key}_lora_adapter_metadata': plain_config(part.peft_config[name]) for key, part in parts.items()}
     write_file(Path(folder) / WEIGHTS, lambda path: type(pipe).save_lora_weights(path.parent, weight_name=path.name, **layers, **about))
     return Path(folder)
+
+def plain_config(config: LoraConfig) -> dict: # JSON
+    "Say how an adapter was built; whoever loads it must not drop inputs, which diffusers would do."
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()} | {'lora_dropout': 0.}
 
 def weights_file(source: str | Path) -> Path:
     "Find an adapter's file: a folder's pytorch_lora_weights.safetensors, or a .safetensors file."
@@ -201,7 +207,7 @@ def set_strength(
 ) -> None:
     "Mix adapters; at a strength of 1 an adapter does what it learned (`lora_scale`)."
     unknown = [name for name in strengths if name not in adapter_names(pipe)]
-    if unknown: raise unknown_name(unknown[0], adapter_names(pipe), 'adapter')
+    if unknown: raise unknown_name(unknown[0], tuple(adapter_names(pipe)), 'adapter')
     pipe.set_adapters(list(strengths), list(strengths.values()))
 
 @contextmanager

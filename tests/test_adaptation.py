@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
@@ -14,13 +15,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from synseg_kit.adaptation import DenoisingSettings, draw_noise, generator_of, run_steps
 from synseg_kit.classes import ClassSet
+from synseg_kit.drift import Examiner, Health, StopRule, attention_drift, features_of, find_copies, kernel_distance, nearest, word_maps
 from synseg_kit.lora import (PRESETS, WEIGHTS, LoraSettings, adapt, adapted_parts, adapter_names, add_adapter, encode_texts, encode_views, load_adapter,
                              loss_of, merge_adapters, paint_prior, remove_adapter, save_adapter, set_strength, size_numbers, target_modules, thin_matrices,
                              training_scheduler, unet_loss, without_adapters)
-from synseg_kit.prompts import Prompt
+from synseg_kit.prompts import Prompt, find_mentions
 from synseg_kit.synthesis import fingerprint
 from synseg_kit.targets import View, fit_box, read_image_captions, read_targets
 from synseg_kit.training import adamw
+from torch.nn import functional as F
 
 PETS = ClassSet('pets', ('cat', 'dog', 'ball', 'grass'), None)
 TRAINED = ('sd1', 'sd2', 'sdxl', 'sd3', 'sd35', 'flux')
@@ -123,11 +126,13 @@ def test_folders_that_cannot_serve_are_refused(folder, tmp_path):
 @pytest.mark.parametrize('family', TRAINED)
 def test_presets_nest_and_name_layers(family):
     denoiser = next(iter(adapted_parts(FAMILIES[family]()).values()))
-    found = {preset: set(target_modules(denoiser, preset)) for preset in PRESETS if (family, preset) != ('flux', 'x')}
+    found = {preset: set(target_modules(denoiser, preset)) for preset in PRESETS}
+    assert found['look'] < found['blocks'] and found['keys_values'] - found['look']
     assert found['keys'] < found['keys_values'] < found['all'] < found['blocks'] and found['cross'] < found['all']
     for name in found['blocks']: assert isinstance(denoiser.get_submodule(name), torch.nn.Linear | torch.nn.Conv2d)
     if family in ('sd1', 'sd2', 'sdxl'):
         assert all('attn2' in name for name in found['cross']) and any('attn1' in name for name in found['keys'])
+        assert found['blocks'] - found['look'] == {name for name in found['cross'] if name.endswith(('to_q', 'to_k'))}
         assert len(found['keys']) == sum(name.endswith('to_k') for name, _ in denoiser.named_modules())
     else: assert all('add' in name for name in found['cross'])
 
@@ -312,7 +317,7 @@ def test_stopped_and_started_again_it_is_the_same_adapter(changes, targets, tmp_
     seen = []
     adapt(pipe, targets, tmp_path / 'killed', settings, watch=lambda step, pipe: seen.append(step), progress=False, **more)
     assert seen == [2, 4]
-    assert (tmp_path / 'whole' / WEIGHTS).read_bytes() == (tmp_path / 'killed' / WEIGHTS).read_bytes()
+    assert same(*(load_file(tmp_path / name / WEIGHTS) for name in ('whole', 'killed')))
 
 
 def test_another_training_is_not_continued(targets, folder, tmp_path):
@@ -380,6 +385,116 @@ def test_families_without_a_loss_are_refused(family, targets, tmp_path):
 def test_sdxl_is_told_what_was_cut():
     view = View(Path('a.png'), (100, 50, 300, 250), False, Prompt(''), (300, 500))  # 200 pixels become 64
     assert size_numbers(view, (64, 64)) == (96, 160, 16, 32, 64, 64)
+
+
+# ---- does it still point
+
+
+PROMPTS = tuple(find_mentions(text, PETS) for text in ('a photo of a cat and a dog', 'a ball', 'the dog on grass', 'a red ball and a cat'))
+
+
+def brightness(images):
+    "Features so plain that they can be checked by hand: mean and spread of each channel."
+    arrays = [np.asarray(image, float) / 255 for image in images]
+    return torch.tensor(np.array([[*array.mean((0, 1)), *array.std((0, 1))] for array in arrays]), dtype=torch.float32)
+
+
+def examiner(pipe, targets, folder, **options):
+    return Examiner(pipe, PROMPTS, targets, PETS, brightness, folder, num_inference_steps=2, height=64, width=64, **options)
+
+
+def test_kernel_distance_is_the_sum_over_pairs():
+    a, b = (torch.randn(count, 5, generator=torch.Generator().manual_seed(count)) for count in (4, 6))
+    kernel = lambda x, y: (float(x.double() @ y.double()) / 5 + 1) ** 3
+    pairs = lambda x: np.mean([kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j])
+    expected = pairs(a) + pairs(b) - 2 * np.mean([kernel(x, y) for x in a for y in b])
+    assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match='2 images in each; got 1 and 6'): kernel_distance(a[:1], b)
+
+
+def test_kernel_distance_is_unbiased():
+    found = [kernel_distance(*torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(seed))) for seed in range(400)]
+    assert abs(np.mean(found)) < 3 * np.std(found) / 20 and min(found) < 0 < max(found)
+
+
+def test_copies_are_nearer_than_is_usual():
+    trained = F.normalize(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)))
+    others = F.normalize(torch.randn(30, 8, generator=torch.Generator().manual_seed(1)))
+    made = torch.cat([trained[:5] + .02 * others[:5], others])
+    found = find_copies(made, trained)
+    assert found[:5].all() and found[5:].float().mean() < .1
+    assert not find_copies(made, trained, ratio=0.).any()
+    assert torch.allclose(nearest(made[:1], trained), 1 - F.cosine_similarity(made[:1], trained).max(), atol=1e-6)
+    with pytest.raises(ValueError, match='needed are 2'): find_copies(made, trained[:1])
+
+
+def test_drift_is_nothing_for_the_base_and_grows_with_strength(targets, tmp_path):
+    pipe = FAMILIES['sd1']()
+    images, prompts = [targets[i] for i in range(4)], targets.prompts[:4]
+    base = word_maps(pipe, images, prompts)
+    adapt(pipe, targets, tmp_path, LoraSettings(**FEW | dict(steps=8, learning_rate=.1), preset='keys'), progress=False)
+    drifts = []
+    for strength in (0., .3, 1.):
+        set_strength(pipe, {'adapted': strength})
+        drifts.append(attention_drift(base, word_maps(pipe, images, prompts)))
+    assert drifts[0] == pytest.approx(0, abs=1e-5) and 1e-4 < drifts[1] < drifts[2] <= 2
+
+
+def test_an_examiner_writes_rows_and_sheets_and_remembers(targets, tmp_path):
+    pipe = FAMILIES['sd1']()
+    first = examiner(pipe, targets, tmp_path)
+    assert first.examine(0, pipe).drift == pytest.approx(0, abs=1e-5)
+    adapt(pipe, targets, tmp_path, LoraSettings(**FEW), watch=first, progress=False)
+    assert [row.step for row in first.history] == [2, 4] and all(row.fidelity is None and row.drift > 0 for row in first.history)
+    assert sorted(file.name for file in (tmp_path / 'sheets').iterdir()) == ['000000.png', '000002.png', '000004.png']
+    assert Image.open(tmp_path / 'sheets/000004.png').width > 200
+    remove_adapter(pipe)
+    again = examiner(pipe, targets, tmp_path)
+    assert again.history == first.history and again.best in (tmp_path / 'step-000002', tmp_path / 'step-000004') and (again.best / WEIGHTS).is_file()
+    again(4, None)  # was examined before, so the pipeline is not looked at
+    assert again.show().axes
+
+
+def test_training_ends_by_the_rule_and_stays_ended(targets, tmp_path):
+    settings = LoraSettings(**FEW | dict(steps=8))
+    strict = StopRule(most_drift=-1.)
+    pipe = FAMILIES['sd1']()
+    first = examiner(pipe, targets, tmp_path, rule=strict)
+    adapt(pipe, targets, tmp_path, settings, watch=first, progress=False)
+    assert [row.step for row in first.history] == [2, 4] and 'drift' in first.reason and first.best is None
+    ended = load_file(tmp_path / WEIGHTS)
+    pipe = FAMILIES['sd1']()
+    adapt(pipe, targets, tmp_path, settings, watch=examiner(pipe, targets, tmp_path, rule=strict), progress=False)
+    assert same(load_file(tmp_path / WEIGHTS), ended) and not (tmp_path / 'step-000006').exists()
+
+
+def test_a_rule_waits_chooses_and_gives_reasons():
+    rows = [Health(step, .1, distance, .2, copies, .9) for step, distance, copies in ((1, 5., 0.), (2, 3., 0.), (3, 2., .5), (4, 3.5, 0.), (5, 3.1, 0.))]
+    rule = StopRule(patience=2)
+    assert rule.best(rows).step == 2 and rule.faults(rows[2]) == ['copies 0.500 is above 0.1']
+    assert [rule.reason(rows[:n]) for n in range(5)] == [None] * 5 and 'not fallen for 2' in rule.reason(rows)
+    assert StopRule(patience=0).reason(rows) is None and StopRule(least_fidelity=.95).reason(rows[:2]) == 'fidelity 0.900 is below 0.95'
+    assert StopRule().best([]) is None and StopRule().reason([]) is None
+
+
+def test_fidelity_comes_from_a_scoring_network(targets, tmp_path):
+    class Judge:
+        def predict(self, images): return [np.full((64, 64), 2, np.uint8) for _ in images]
+
+    pipe = FAMILIES['sd1']()
+    judged = examiner(pipe, targets, tmp_path)
+    judged.scoring = Judge()
+    assert judged.examine(0, pipe).fidelity == .25  # of the four prompts one asks for a ball and nothing else
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'vit_tiny_patch16_224'])
+def test_features_of_networks_of_timm(name, targets):
+    model = timm.create_model(name, pretrained=False).eval()
+    features = features_of(model, side=224, batch_size=3)
+    found = features([targets[i] for i in range(4)])
+    assert found.shape == (4, model.num_features) and found.dtype == torch.float32
+    assert torch.allclose(found[3:], features([targets[3]]), atol=1e-4)
+    with pytest.raises(TypeError, match='forward_features'): features_of(torch.nn.Linear(1, 1))
 
 
 # ---- the loop
