@@ -708,6 +708,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'synseg_kit.lora.adapter_names': ('lora.html#adapter_names', 'synseg_kit/lora.py'),
                                  'synseg_kit.lora.add_adapter': ('lora.html#add_adapter', 'synseg_kit/lora.py'),
                                  'synseg_kit.lora.check_base': ('lora.html#check_base', 'synseg_kit/lora.py'),
+                                 'synseg_kit.lora.check_captions': ('lora.html#check_captions', 'synseg_kit/lora.py'),
                                  'synseg_kit.lora.copy_weights': ('lora.html#copy_weights', 'synseg_kit/lora.py'),
                                  'synseg_kit.lora.draw_views': ('lora.html#draw_views', 'synseg_kit/lora.py'),
                                  'synseg_kit.lora.eight_bit_adamw': ('lora.html#eight_bit_adamw', 'synseg_kit/lora.py'),

@@ -8,13 +8,14 @@ __all__ = ['KINDS', 'PRESETS', 'BLOCKS', 'WEIGHTS', 'FLUX_GUIDANCE', 'LOSSES', '
            'plain_config', 'weights_file', 'load_adapter', 'set_strength', 'without_adapters', 'merge_adapters',
            'thin_matrices', 'Encoded', 'encode_texts', 'Cache', 'encode_views', 'size_numbers', 'draw_views',
            'unet_loss', 'flow_loss', 'loss_of', 'training_scheduler', 'training_mode', 'encode_all', 'text_of',
-           'step_maker', 'adapt', 'check_base', 'copy_weights', 'lent', 'paint_prior']
+           'step_maker', 'adapt', 'check_base', 'check_captions', 'copy_weights', 'lent', 'paint_prior']
 
 # %% ../nbs/11b_lora.ipynb #73b3c71b
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,8 @@ from .attention import as_pixels
 from .classes import unknown_name
 from .families import family_of, find_sites
 from .files import write_file, write_text
-from .synthesis import fingerprint
+from .prompts import token_positions
+from .synthesis import find_tokenizers, fingerprint
 from .targets import Targets
 from .training import adamw
 
@@ -105,9 +107,8 @@ class LoraSettings(DenoisingSettings):
 
 def eight_bit_adamw():
     "Find the 8-bit optimiser (Dettmers et al., arXiv 2110.02861), or say what is missing."
-    try: from bitsandbytes.optim import AdamW8bit
+    try: return import_module('bitsandbytes.optim').AdamW8bit
     except ImportError as error: raise ImportError("optimiser 'adamw8bit' needs bitsandbytes (pip install bitsandbytes) and a GPU; 'adamw' needs neither") from error
-    return AdamW8bit
 
 # %% ../nbs/11b_lora.ipynb #107d6fce
 def adapted_parts(
@@ -431,6 +432,7 @@ def adapt(
 ) -> Path: # the folder, with pytorch_lora_weights.safetensors
     "Train an adapter; killed and started again, it is the same adapter."
     check_base(pipe, settings)
+    for views in filter(None, (targets, prior)): check_captions(pipe, views)
     caches = [encode_views(pipe, views, progress=progress) for views in (targets, prior) if views is not None]
     about = {**asdict(settings), 'base': fingerprint(pipe), 'views': [[len(c.rows), *c.latents.shape[1:]] for c in caches], 'texts': [text for c in caches for text in c.texts]}
     weights = add_adapter(pipe, settings, name)
@@ -458,6 +460,17 @@ def check_base(
     dtype = find_sites(pipe)[0].dtype
     if dtype != torch.float32 and (dtype, settings.precision) != (torch.bfloat16, 'bf16'):
         raise ValueError(f"the pipeline has weights in {str(dtype).removeprefix('torch.')} and precision is {settings.precision!r}; load it in float32, or in bfloat16 with precision='bf16'")
+
+def check_captions(
+    pipe: DiffusionPipeline,
+    targets: Targets,
+) -> None:
+    "Refuse a caption whose class words the text encoder would not read."
+    if getattr(pipe, 'unet', None) is None: return # SD3 and FLUX have T5, which reads far more
+    for view in targets.views:
+        for tokenizer in find_tokenizers(pipe):
+            try: token_positions(view.prompt, tokenizer)
+            except ValueError as error: raise type(error)(f'the caption of {view.file.name}: {error}') from None
 
 @torch.no_grad()
 def copy_weights(

@@ -382,6 +382,11 @@ def test_families_without_a_loss_are_refused(family, targets, tmp_path):
     with pytest.raises(TypeError, match='adapters are trained for UNet2DConditionModel'): adapt(FAMILIES[family](), targets, tmp_path, progress=False)
 
 
+def test_captions_that_are_cut_off_are_refused(folder, tmp_path):
+    long = read_targets(folder, PETS, (64, 64), captions={'0.png': 'a photo of a ' + 'red ' * 12 + 'cat', '1.png': 'a cat'})
+    with pytest.raises(ValueError, match="caption of 0.png: .*'cat'"): adapt(FAMILIES['sd1'](), long, tmp_path, LoraSettings(**FEW), progress=False)
+
+
 def test_sdxl_is_told_what_was_cut():
     view = View(Path('a.png'), (100, 50, 300, 250), False, Prompt(''), (300, 500))  # 200 pixels become 64
     assert size_numbers(view, (64, 64)) == (96, 160, 16, 32, 64, 64)
