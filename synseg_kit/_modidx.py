@@ -444,7 +444,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'synseg_kit.drift.Examiner.paint': ('drift.html#examiner.paint', 'synseg_kit/drift.py'),
                                   'synseg_kit.drift.Examiner.reason': ('drift.html#examiner.reason', 'synseg_kit/drift.py'),
                                   'synseg_kit.drift.Examiner.show': ('drift.html#examiner.show', 'synseg_kit/drift.py'),
-                                  'synseg_kit.drift.Examiner.write_sheet': ('drift.html#examiner.write_sheet', 'synseg_kit/drift.py'),
                                   'synseg_kit.drift.Health': ('drift.html#health', 'synseg_kit/drift.py'),
                                   'synseg_kit.drift.StopRule': ('drift.html#stoprule', 'synseg_kit/drift.py'),
                                   'synseg_kit.drift.StopRule.best': ('drift.html#stoprule.best', 'synseg_kit/drift.py'),

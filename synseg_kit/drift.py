@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
+from PIL import ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -93,10 +94,14 @@ def word_maps(
     prompts: Sequence[Prompt], # one for each, with mentions
     timestep: int = 500, # noise level, 0 to 999
     seed: int = 0, # of the noise
+    batch_size: int = 8, # images looked at at once
 ) -> list[Float[Tensor, "mention h w"]]: # for each image
     "Listen where words look in existing images."
-    trace = look(pipe, images, prompts, timestep, seed=seed)
-    return [trace.mention_maps(i).float().cpu() for i in range(len(images))]
+    maps = []
+    for start in range(0, len(images), batch_size):
+        trace = look(pipe, images[start:start + batch_size], prompts[start:start + batch_size], timestep, seed=seed + start)
+        maps += [trace.mention_maps(i).float().cpu() for i in range(trace.num_images)]
+    return maps
 
 def attention_drift(
     before: Sequence[Float[Tensor, "mention h w"]], # of the base
@@ -157,11 +162,12 @@ class Examiner:
         rule: StopRule = StopRule(),
         seed: int = 0, # of the noise
         sheet: int = 4, # images on a sheet
+        batch_size: int = 8, # images painted at once
         **options, # of the pipeline's call, such as num_inference_steps
     ):
         if len(prompts) < 2: raise ValueError(f'an examination needs 2 prompts or more; got {len(prompts)}')
         self.prompts, self.class_set, self.features, self.scoring, self.rule = tuple(prompts), class_set, features, scoring, rule
-        self.folder, self.seed, self.sheet, self.options = Path(folder), seed, sheet, options
+        self.folder, self.seed, self.sheet, self.batch_size, self.options = Path(folder), seed, sheet, batch_size, options
         self.views = targets.whole[:len(prompts)]
         self.seen = [view.picture(targets.size) for view in self.views]
         self.trained = features([view.picture(targets.size) for view in targets.whole])
@@ -169,27 +175,27 @@ class Examiner:
         file = self.folder / 'health.json'
         self.history = [Health(**row) for row in json.loads(file.read_text())] if file.is_file() else []
 
-    def maps(self, pipe): return word_maps(pipe, self.seen, [view.prompt for view in self.views], seed=self.seed)
+    def maps(self, pipe): return word_maps(pipe, self.seen, [view.prompt for view in self.views], seed=self.seed, batch_size=self.batch_size)
 
-    def paint(self, pipe):
+    def paint(self, pipe) -> list[Case]: # one for each prompt
         "Paint the fixed prompts, with attention."
-        generators = [torch.Generator().manual_seed(self.seed + i) for i in range(len(self.prompts))]
-        with capture(pipe, self.prompts) as trace: images = pipe([prompt.text for prompt in self.prompts], generator=generators, **self.options).images
-        return images, trace
+        cases = []
+        for start in range(0, len(self.prompts), self.batch_size):
+            lot = self.prompts[start:start + self.batch_size]
+            generators = [torch.Generator().manual_seed(self.seed + start + i) for i in range(len(lot))]
+            with capture(pipe, lot) as trace: images = pipe([prompt.text for prompt in lot], generator=generators, **self.options).images
+            cases += [Case(prompt=prompt, image=image, heat=trace.class_maps(i)[1].cpu()) for i, (prompt, image) in enumerate(zip(lot, images, strict=True))]
+        return cases
 
     def examine(self, step: int, pipe) -> Health:
         "Measure a pipeline as it is, and write its sheet."
-        images, trace = self.paint(pipe)
-        made = self.features(images)
+        cases = self.paint(pipe)
+        images = [case.image for case in cases]
+        made, mirrored = self.features(images), self.features([ImageOps.mirror(image) for image in images])
+        copies = find_copies(made, self.trained) | find_copies(mirrored, self.trained)
         fidelity = None if self.scoring is None else prompt_fidelity(self.scoring.predict(images), self.prompts, self.class_set).share
-        self.write_sheet(step, images, trace)
-        return Health(step, attention_drift(self.base, self.maps(pipe)), kernel_distance(made, self.trained), float(nearest(made, self.trained).mean()),
-                      float(find_copies(made, self.trained).float().mean()), fidelity)
-
-    def write_sheet(self, step, images, trace):
-        "Save samples with their attention."
-        cases = [Case(prompt=self.prompts[i], image=images[i], heat=trace.class_maps(i)[1].cpu()) for i in range(min(self.sheet, len(images)))]
-        write_file(self.folder / 'sheets' / f'{step:06}.png', lambda path: show_cases(cases, self.class_set).savefig(path, dpi=80))
+        write_file(self.folder / 'sheets' / f'{step:06}.png', lambda path: show_cases(cases[:self.sheet], self.class_set).savefig(path, dpi=80))
+        return Health(step, attention_drift(self.base, self.maps(pipe)), kernel_distance(made, self.trained), float(nearest(made, self.trained).mean()), float(copies.float().mean()), fidelity)
 
     def __call__(self, step: int, pipe) -> bool: # whether to stop
         "Examine a checkpoint, unless that was done before."
