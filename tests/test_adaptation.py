@@ -447,14 +447,15 @@ def test_drift_is_nothing_for_the_base_and_grows_with_strength(targets, tmp_path
 
 def test_an_examiner_writes_rows_and_sheets_and_remembers(targets, tmp_path):
     pipe = FAMILIES['sd1']()
-    first = examiner(pipe, targets, tmp_path)
+    kind = dict(rule=StopRule(most_drift=2., most_copies=1.))
+    first = examiner(pipe, targets, tmp_path, **kind)
     assert first.examine(0, pipe).drift == pytest.approx(0, abs=1e-5)
     adapt(pipe, targets, tmp_path, LoraSettings(**FEW), watch=first, progress=False)
     assert [row.step for row in first.history] == [2, 4] and all(row.fidelity is None and row.drift > 0 for row in first.history)
     assert sorted(file.name for file in (tmp_path / 'sheets').iterdir()) == ['000000.png', '000002.png', '000004.png']
     assert Image.open(tmp_path / 'sheets/000004.png').width > 200
     remove_adapter(pipe)
-    again = examiner(pipe, targets, tmp_path)
+    again = examiner(pipe, targets, tmp_path, **kind)
     assert again.history == first.history and again.best in (tmp_path / 'step-000002', tmp_path / 'step-000004') and (again.best / WEIGHTS).is_file()
     again(4, None)  # was examined before, so the pipeline is not looked at
     assert again.show().axes
