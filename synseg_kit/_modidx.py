@@ -1195,6 +1195,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'synseg_kit.targets.View.picture': ('targets.html#view.picture', 'synseg_kit/targets.py'),
                                     'synseg_kit.targets._said_of': ('targets.html#_said_of', 'synseg_kit/targets.py'),
                                     'synseg_kit.targets._views_of': ('targets.html#_views_of', 'synseg_kit/targets.py'),
+                                    'synseg_kit.targets.can_hold': ('targets.html#can_hold', 'synseg_kit/targets.py'),
                                     'synseg_kit.targets.caption_for': ('targets.html#caption_for', 'synseg_kit/targets.py'),
                                     'synseg_kit.targets.fit_box': ('targets.html#fit_box', 'synseg_kit/targets.py'),
                                     'synseg_kit.targets.image_files': ('targets.html#image_files', 'synseg_kit/targets.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'STREET_TEMPLATES', 'read_image_captions', 'names_to_prompt', 'View', 'upright', 'fit_box',
-           'Targets', 'image_files', 'read_targets', 'caption_for', 'look_at']
+           'Targets', 'image_files', 'read_targets', 'caption_for', 'look_at', 'can_hold']
 
 # %% ../nbs/11a_targets.ipynb #19fb09c8
 import json
@@ -132,6 +132,7 @@ def read_targets(
     copies: int = 1, # views of a whole image, each captioned anew; every second one is mirrored
     pieces: int = 0, # further views of a piece of each image
     piece_size: tuple[float, float] = (.4, .7), # smallest and largest side of a piece, as a share of the image's
+    rows: Mapping[str, tuple[float, float]] | None = None, # class -> first and last row it can be in, as shares of the height from the top; names a piece only by what can be in it. Others can be anywhere
     min_side: int = 32, # an image with a shorter side is left out
     at_least: int = 2, # fewer images than this are refused
     seed: int = 0, # of captions and pieces
@@ -144,7 +145,7 @@ def read_targets(
         said = list(scene or class_set.names) if captions is None else caption_for(file, folder, captions)
         reason, shape = look_at(file, said, min_side)
         if reason: skipped[reason] += 1
-        else: views += _views_of(file, shape, said, np.random.default_rng(number_seed(seed, number)), class_set, size, templates, copies, pieces, piece_size)
+        else: views += _views_of(file, shape, said, np.random.default_rng(number_seed(seed, number)), class_set, size, templates, copies, pieces, piece_size, rows or {})
     images = len(files) - sum(skipped.values())
     if images >= at_least: return Targets(tuple(views), tuple(size), images, dict(skipped))
     left_out = f' ({", ".join(f"{count} {reason}" for reason, count in skipped.items())} left out)' if skipped else ''
@@ -165,8 +166,24 @@ def look_at(
     except ValueError: return 'broken', None
     return ('too small', None) if min(width, height) < min_side else (None, (height, width))
 
-def _views_of(file, shape, said, rng, class_set, size, templates, copies, pieces, piece_size):
+def can_hold(
+    box: tuple[int, int, int, int], # of a piece: left, top, right, bottom
+    height: int, # of the whole image
+    names: Sequence[str], # classes of the scene
+    rows: Mapping[str, tuple[float, float]], # class -> first and last row, as shares of the height
+) -> list[str]: # all of the names, if none can be there
+    "Name the classes whose rows a piece reaches, by a tenth of its height or more."
+    top, bottom = box[1] / height, box[3] / height
+    reach = lambda first, last: min(bottom, last) - max(top, first) >= .1 * (bottom - top)
+    return [name for name in names if reach(*rows.get(name, (0., 1.)))] or list(names)
+
+def _views_of(file, shape, said, rng, class_set, size, templates, copies, pieces, piece_size, rows):
     "Cut an image into views and caption each."
-    say = (lambda: find_mentions(' '.join(said.split()), class_set)) if isinstance(said, str) else (lambda: names_to_prompt(list(said), class_set, templates, rng))
-    whole = [View(file, fit_box(shape, size), copy % 2 == 1, say(), shape) for copy in range(copies)]
-    return whole + [View(file, fit_box(shape, size, rng.uniform(*piece_size), tuple(rng.random(2))), bool(rng.random() < .5), say(), shape) for _ in range(pieces)]
+    if isinstance(said, str): say = lambda box: find_mentions(' '.join(said.split()), class_set)
+    else: say = lambda box: names_to_prompt(can_hold(box, shape[0], said, rows) if rows else list(said), class_set, templates, rng)
+    whole = fit_box(shape, size)
+    views = [View(file, whole, copy % 2 == 1, say((0, 0, *shape[::-1])), shape) for copy in range(copies)]
+    for _ in range(pieces):
+        box = fit_box(shape, size, rng.uniform(*piece_size), tuple(rng.random(2)))
+        views.append(View(file, box, bool(rng.random() < .5), say(box), shape))
+    return views

@@ -93,6 +93,20 @@ def test_pieces_are_smaller_and_differ(folder):
     assert len({view.box for view in views}) == 16
 
 
+def test_pieces_are_named_by_what_can_be_in_them(folder):
+    rows = {'cat': (0., .5), 'dog': (.5, 1.)}
+    views = read_targets(folder, PETS, (64, 64), scene=('cat', 'dog', 'ball'), templates=TEMPLATES, pieces=12, piece_size=(.2, .3), rows=rows).views
+    seen = set()
+    for view in views:
+        top, bottom = view.box[1] / view.image_size[0], view.box[3] / view.image_size[0]
+        ids, edge = set(view.prompt.class_ids), .1 * (bottom - top)
+        if view.box[2] - view.box[0] >= .9 * min(view.image_size): assert ids == {0, 1, 2}
+        else:
+            assert 2 in ids and (0 in ids) == (top <= .5 - edge) and (1 in ids) == (bottom >= .5 + edge)
+            seen.add(tuple(sorted(ids)))
+    assert seen == {(0, 2), (1, 2), (0, 1, 2)}
+
+
 def test_captions_by_name_text_or_classes(folder, tmp_path):
     lines = [dict(file_name='0.png', text='the red dog'), dict(file_name='1.png', classes=['cat', 'ball'])]
     (tmp_path / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n\n')
