@@ -174,10 +174,10 @@ def train_denoiser(unet: nn.Module, text_encoder: nn.Module, scheduler,
 
     def take_step(step):
         batch, ids, generator = draw_batch(latents, token_ids, empty_ids, settings, step)
-        return denoiser_step(models, optimiser, scheduler, batch.to(device), ids.to(device), generator, settings, step)
+        with quick_attention(unet, device): return denoiser_step(models, optimiser, scheduler, batch.to(device), ids.to(device), generator, settings, step)
 
     about = {**asdict(settings), 'latents': list(latents.shape), 'captions': len(token_ids)}
-    with quick_attention(unet, device): return run_steps(models, optimiser, take_step, settings, folder, about, watch, progress)
+    return run_steps(models, optimiser, take_step, settings, folder, about, watch, progress)
 
 # %% ../nbs/11_adaptation.ipynb #5fea4d06
 def generator_of(step: int,  # number of the step, from 0
