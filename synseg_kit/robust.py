@@ -89,6 +89,8 @@ class PixelLoss(Objective):
 @dataclass(frozen=True)
 class Plain(PixelLoss):
     "Cross-entropy, every pixel alike."
+    def __call__(self, networks, lesson):  # the same mean in one kernel
+        return F.cross_entropy(networks[0](lesson.images), lesson.labels, reduction='sum', ignore_index=IGNORE) / (lesson.labels != IGNORE).sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
