@@ -196,15 +196,19 @@ SWIN = {'swin-tiny': (96, (2, 2, 6, 2), (3, 6, 12, 24)), 'swin-small': (96, (2, 
 
 class PixelwiseMask2Former(nn.Module):
     "Mask2Former as a labeller of pixels."
-    def __init__(self, model):
+    def __init__(self,
+        model: nn.Module, # Mask2FormerModel of transformers
+        num_classes: int,
+    ):
         super().__init__()
-        self.model = model
+        self.model, self.class_predictor = model, nn.Linear(model.config.hidden_dim, num_classes + 1)  # the last: no object
 
     def forward(self, x):
-        said = self.model(x)
+        said = self.model(x, output_hidden_states=True)
+        queries, masks = said.transformer_decoder_intermediate_states[-1].transpose(0, 1), said.masks_queries_logits[-1]
         with torch.autocast(x.device.type, enabled=False):
-            classes, masks = said.class_queries_logits.float().softmax(-1)[..., :-1], said.masks_queries_logits.float().sigmoid()
-            scores = torch.einsum('nqc,nqhw->nchw', classes, masks)
+            classes = self.class_predictor(queries.to(x.dtype)).softmax(-1)[..., :-1]
+            scores = torch.einsum('nqc,nqhw->nchw', classes, masks.to(x.dtype).sigmoid())
             return F.interpolate(scores.clamp(min=1e-6).log(), x.shape[-2:], mode='bilinear')
 
 def build_mask2former(
@@ -212,19 +216,16 @@ def build_mask2former(
     num_classes: int, # channels of the output
 ) -> PixelwiseMask2Former:
     "Build Mask2Former from its configuration, or from a local folder."
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
-    places = {name: Path(value) for name in ('encoder', 'encoder_weights') if (value := getattr(settings, name)) is not None}
-    if settings.encoder in SWIN: del places['encoder']
-    for name, folder in places.items():
-        if not (folder / 'config.json').is_file(): raise ValueError(f'{name}={getattr(settings, name)!r}: for Mask2Former needed is a folder with config.json{", or one of " + ", ".join(SWIN) if name == "encoder" else ""}')
-    if 'encoder_weights' in places:
-        return PixelwiseMask2Former(Mask2FormerForUniversalSegmentation.from_pretrained(places['encoder_weights'], num_labels=num_classes, ignore_mismatched_sizes=True, local_files_only=True))
-    if 'encoder' in places: config = Mask2FormerConfig.from_pretrained(places['encoder'], num_labels=num_classes)
-    else:
+    from transformers import Mask2FormerConfig, Mask2FormerModel, SwinConfig
+    def folder_of(name, also=''):
+        if not (Path(value := getattr(settings, name)) / 'config.json').is_file(): raise ValueError(f'{name}={value!r}: for Mask2Former needed is a folder with config.json{also}')
+        return Path(value)
+    if settings.encoder_weights is not None: return PixelwiseMask2Former(Mask2FormerModel.from_pretrained(folder_of('encoder_weights'), local_files_only=True), num_classes)
+    if settings.encoder in SWIN:
         width, layers, heads = SWIN[settings.encoder]
-        stages = SwinConfig(embed_dim=width, depths=layers, num_heads=heads, drop_path_rate=.3, out_features=['stage1', 'stage2', 'stage3', 'stage4'])
-        config = Mask2FormerConfig(backbone_config=stages, num_labels=num_classes)
-    return PixelwiseMask2Former(Mask2FormerForUniversalSegmentation(config))
+        config = Mask2FormerConfig(backbone_config=SwinConfig(embed_dim=width, depths=layers, num_heads=heads, drop_path_rate=.3, out_features=['stage1', 'stage2', 'stage3', 'stage4']))
+    else: config = Mask2FormerConfig.from_pretrained(folder_of('encoder', f', or one of {", ".join(SWIN)}'))
+    return PixelwiseMask2Former(Mask2FormerModel(config), num_classes)
 
 # %% ../nbs/09_training.ipynb #9c5b70c9
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's red, green and blue, which pretrained encoders expect
