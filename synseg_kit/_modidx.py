@@ -1408,6 +1408,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'synseg_kit.training.load_encoder': ('training.html#load_encoder', 'synseg_kit/training.py'),
                                      'synseg_kit.training.load_segmenter': ('training.html#load_segmenter', 'synseg_kit/training.py'),
                                      'synseg_kit.training.load_whole': ('training.html#load_whole', 'synseg_kit/training.py'),
+                                     'synseg_kit.training.log_to': ('training.html#log_to', 'synseg_kit/training.py'),
                                      'synseg_kit.training.make_learners': ('training.html#make_learners', 'synseg_kit/training.py'),
                                      'synseg_kit.training.muon': ('training.html#muon', 'synseg_kit/training.py'),
                                      'synseg_kit.training.normalise': ('training.html#normalise', 'synseg_kit/training.py'),

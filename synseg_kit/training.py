@@ -9,7 +9,7 @@ __all__ = ['OPTIMISERS', 'SCHEDULES', 'MASK2FORMER', 'MEMBER', 'HEADS', 'SHAPED_
            'to_bytes', 'run_network', 'Committee', 'together', 'Segmenter', 'read_segmenter', 'load_segmenter',
            'Remembered', 'load_batches', 'follow', 'adamw', 'muon', 'build_optimiser', 'training_state', 'Learner',
            'make_learners', 'state_of', 'save_checkpoint', 'load_checkpoint', 'teacher_of', 'training_step',
-           'join_processes', 'share_gradients', 'SharedBatchNorm', 'share_statistics', 'train']
+           'join_processes', 'share_gradients', 'SharedBatchNorm', 'share_statistics', 'train', 'log_to']
 
 # %% ../nbs/09_training.ipynb #85db6b5d
 import atexit
@@ -713,3 +713,12 @@ class Watch:
         self.bar.update(done - self.bar.n); self.bar.set_postfix(loss=f'{loss:.3f}', images_per_s=f'{speed:.0f}')
         if self.log: self.log({'step': done, 'loss': loss, 'learning_rate': learning_rate_at(done - 1, self.settings), 'images_per_second': speed})
         self.total, self.seen, self.since = 0., 0, time.perf_counter()
+
+# %% ../nbs/09_training.ipynb #860ab409
+def log_to(
+    *trackers, # of accelerate.tracking, or anything that has log(values, step=number)
+) -> Callable[[dict], None]: # for `log` of `train`
+    "Hand the numbers of every look to trackers."
+    def log(entry):
+        for tracker in trackers: tracker.log({name: value for name, value in entry.items() if name != 'step'}, step=entry['step'])
+    return log

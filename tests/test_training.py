@@ -20,7 +20,7 @@ from synseg_kit import robust, training
 from synseg_kit.classes import ClassSet
 from synseg_kit.datasets import NO_AUGMENTATION, Augmentation, Example
 from synseg_kit.robust import OBJECTIVES, CoTraining, Objective, Plain
-from synseg_kit.training import (CHECKPOINT, OPTIMISERS, Segmenter, SegmenterSettings, adamw, build_optimiser, build_segmenter, follow, learning_rate_at, load_batches, load_segmenter, make_learners,
+from synseg_kit.training import (CHECKPOINT, OPTIMISERS, Segmenter, SegmenterSettings, adamw, build_optimiser, build_segmenter, follow, learning_rate_at, load_batches, load_segmenter, log_to, make_learners,
                                  muon, state_of, together, train, training_state)
 
 SHAPES = ClassSet('shapes', ('square', 'stripe'))
@@ -336,6 +336,25 @@ def test_it_learns(unbroken):
     assert history[-1]['loss'] < .3 * history[0]['loss']
     right = [np.mean(labels == example.labels) for labels, example in zip(segmenter.predict([e.image for e in examples()]), examples())]
     assert np.mean(right) > .9
+
+
+def test_numbers_go_to_trackers():
+    from accelerate.tracking import GeneralTracker
+
+    class Notebook(GeneralTracker):
+        name, requires_logging_directory, main_process_only = 'notebook', False, False
+
+        def __init__(self):
+            super().__init__()
+            self.lines = []
+
+        @property
+        def tracker(self): return self.lines
+        def store_init_configuration(self, values): pass
+        def log(self, values, step=None, **kwargs): self.lines.append((step, sorted(values)))
+    one, other = Notebook(), Notebook()
+    train(examples(), SHAPES, replace(SMALL, steps=6), log=log_to(one, other), progress=False)
+    assert one.lines == other.lines == [(step, ['images_per_second', 'learning_rate', 'loss']) for step in (5, 6)]
 
 
 def test_an_objective_of_ones_own_sees_reliability():
