@@ -6,7 +6,8 @@
 __all__ = ['IGNORE', 'Network', 'RULES', 'OBJECTIVES', 'SPOILS', 'Lesson', 'Objective', 'mean_over', 'penalties',
            'chosen_probability', 'PixelLoss', 'Plain', 'IgnoreBand', 'Weighted', 'URN', 'GeneralisedCrossEntropy',
            'SymmetricCrossEntropy', 'reliable_pixels', 'Mixed', 'pick_classes', 'class_mix', 'CoTraining', 'CoTeaching',
-           'SelfTraining', 'objective', 'steps_inside', 'spoil']
+           'SelfTraining', 'fit_learning_curve', 'slowed', 'correct_labels', 'ADELE', 'objective', 'steps_inside',
+           'spoil']
 
 # %% ../nbs/08_robust.ipynb #a9629dce
 import math
@@ -39,14 +40,15 @@ class Lesson:
 
 
 RULES = {  # field of an objective -> a test of its values, and what it needs to be
-    **dict.fromkeys(('share', 'least', 'doubt', 'weight', 'mix', 'sure', 'warm_up', 'alone', 'truncate', 'after', 'noise', 'rise'), (lambda v: 0 <= v <= 1, 'from 0 to 1')),
-    **dict.fromkeys(('alpha', 'beta', 'border'), (lambda v: v >= 0, 'a number from 0')),
+    **dict.fromkeys(('share', 'least', 'doubt', 'weight', 'mix', 'sure', 'warm_up', 'alone', 'truncate', 'after', 'noise', 'rise', 'ratio', 'confidence'), (lambda v: 0 <= v <= 1, 'from 0 to 1')),
+    **dict.fromkeys(('alpha', 'beta', 'border', 'consistency'), (lambda v: v >= 0, 'a number from 0')),
     'q': (lambda v: 0 < v <= 1, 'above 0, at most 1'), 'floor': (lambda v: 0 < v < 1, 'between 0 and 1')}
 
 
 class Objective:
     "How to learn from a lesson. What it can be tuned by are its fields."
     networks: ClassVar[int] = 1  # how many learn together
+    corrects: ClassVar[bool] = False  # whether the labels of the dataset are corrected after each pass, as `ADELE` says how
 
     def __post_init__(self):
         for name, (holds, need) in RULES.items():
@@ -266,10 +268,90 @@ class SelfTraining(Objective):
         renewed = torch.where(reliable | (labels == IGNORE), labels, torch.where(sureness > self.sure, judged, IGNORE))
         return mean_over(penalties(values, renewed), (renewed != IGNORE).float())
 
+# %% ../nbs/08_robust.ipynb #d818038e
+def fit_learning_curve(agreement: Float[np.ndarray, "pass"],  # IoU with the training labels after each pass, from the first
+                       ) -> tuple[float, float, float]:  # a, b from 0 to 1 and c above 0 of a (1 - exp(-t^b / c))
+    "Fit the curve by least squares; the last pass counts a hundred times as much as the first."
+    times, weights = np.arange(1, len(agreement) + 1), np.geomspace(1, .1, len(agreement)) ** -2.
+    low, high = np.log([1e-2, 1e2])
+    b, c, reach = .5, 1., 1.
+    for _ in range(12):  # a grid that closes in; for each b and c the best a is known
+        bs = np.clip(np.linspace(b - .5 * reach, b + .5 * reach, 41), 1e-3, 1.)[:, None, None]
+        cs = np.exp(np.clip(np.linspace(np.log(c) - (high - low) / 2 * reach, np.log(c) + (high - low) / 2 * reach, 81), low, high))[None, :, None]
+        rise = 1 - np.exp(-times ** bs / cs)
+        a = np.clip((weights * rise * agreement).sum(-1) / (weights * rise ** 2).sum(-1), 0, 1)
+        error = (weights * (a[..., None] * rise - agreement) ** 2).sum(-1)
+        i, j = np.unravel_index(error.argmin(), error.shape)
+        b, c, reach = float(bs[i, 0, 0]), float(cs[0, j, 0]), reach * .5
+    return float(a[i, j]), b, c
+
+
+def slowed(b: float, c: float,  # of a learning curve
+           time: float,  # passes, from 1
+           ) -> float:  # 0 at the first pass, towards 1
+    "Compute by what share the slope of a learning curve has fallen since the first pass."
+    slope = lambda t: b / c * t ** (b - 1) * math.exp(-t ** b / c)
+    return 1 - slope(time) / slope(1)
+
+# %% ../nbs/08_robust.ipynb #35d93a41
+def correct_labels(labels: Integer[Tensor, "h w"],  # original ones, with void
+                   probabilities: Float[Tensor, "class h w"],  # what the network says
+                   learned: Sequence[int],  # classes that may be corrected to
+                   confidence: float = .8,  # probability from which on the network is believed
+                   background: int | None = 0,  # corrected with any class; None: there is none
+                   ) -> Integer[Tensor, "h w"]:
+    "Correct a mask by what a network is sure of; a mask that would lose its objects stays."
+    sureness, said = probabilities.max(0)
+    allowed = torch.zeros(len(probabilities), dtype=torch.bool, device=labels.device)
+    there = labels[labels < len(probabilities)].long().unique()
+    allowed[there] = True
+    usable = torch.zeros_like(allowed)
+    usable[[*learned, *([] if background is None else [background])]] = True
+    corrected = torch.where((sureness > confidence) & (allowed & usable)[said] & (labels < len(probabilities)), said.to(labels.dtype), labels)
+    if background is None: return corrected
+    before, after = ((mask != background) & (mask < len(probabilities)) for mask in (labels, corrected))
+    lost = after.sum() < .5 * before.sum() and (corrected == background).float().mean() > .95
+    return labels if lost else corrected
+
+
+@dataclass(frozen=True)
+class ADELE(Objective):
+    "One network, which corrects the labels of a class once it has learned it and before it learns the mistakes (Liu et al. 2022); consistent over sizes."
+    ratio: float = .9  # by how much the slope of a class's learning curve must have fallen before its labels are corrected
+    confidence: float = .8  # probability from which on the network is believed
+    sizes: Sequence[float] = (.7, 1.5)  # other magnifications at which an image is shown
+    consistency: float = 1.  # weight of the divergence between sizes
+    background: int | None = 0  # id that is corrected with any class; None: there is none
+
+    corrects: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, 'sizes', tuple(self.sizes))
+
+    def __call__(self, networks, lesson):
+        shape, seen = lesson.images.shape[-2:], [networks[0](lesson.images)]
+        for size in self.sizes:
+            other = tuple(max(32, round(side * size / 32) * 32) for side in shape)  # networks halve it five times
+            seen.append(F.interpolate(networks[0](F.interpolate(lesson.images, other, mode='bilinear', antialias=True)), shape, mode='bilinear'))
+        known = (lesson.labels != IGNORE).float()
+        loss = sum(mean_over(penalties(logits, lesson.labels), known) for logits in seen) / len(seen)
+        logs = [logits.log_softmax(1) for logits in seen]
+        mean = sum(log.exp() for log in logs).div(len(logs)).clamp(1e-3, 1 - 1e-3)
+        apart = sum((log.exp() * (log - mean.log())).sum(1) for log in logs)
+        sure = (mean.amax((1, 2, 3)) >= self.confidence).float()[:, None, None]  # of images in which the network is sure of something
+        return loss + self.consistency * mean_over(apart * sure, known)
+
+    def learned(self, curves: Float[np.ndarray, "pass class"]) -> list[int]:  # class ids
+        "List the classes whose learning has slowed down enough; the first three passes say too little."
+        if len(curves) < 3: return []
+        fits = {c: fit_learning_curve(curves[:, c]) for c in range(curves.shape[1]) if np.isfinite(curves[:, c]).all() and curves[-1, c] > 0}
+        return [c for c, (_, b, scale) in fits.items() if slowed(b, scale, len(curves)) > self.ratio]
+
 # %% ../nbs/08_robust.ipynb #398e77dd
 OBJECTIVES: Mapping[str, type[Objective]] = {
     'plain': Plain, 'ignore_band': IgnoreBand, 'weighted': Weighted, 'urn': URN, 'gce': GeneralisedCrossEntropy, 'sce': SymmetricCrossEntropy, 'co_training': CoTraining,
-    'co_teaching': CoTeaching, 'self_training': SelfTraining}
+    'co_teaching': CoTeaching, 'self_training': SelfTraining, 'adele': ADELE}
 
 
 def objective(name: str,  # a key of OBJECTIVES

@@ -9,7 +9,8 @@ __all__ = ['OPTIMISERS', 'SCHEDULES', 'MASK2FORMER', 'MEMBER', 'HEADS', 'SHAPED_
            'to_bytes', 'run_network', 'Committee', 'together', 'Segmenter', 'read_segmenter', 'load_segmenter',
            'Remembered', 'load_batches', 'follow', 'adamw', 'muon', 'build_optimiser', 'training_state', 'Learner',
            'make_learners', 'state_of', 'save_checkpoint', 'load_checkpoint', 'teacher_of', 'training_step',
-           'join_processes', 'share_gradients', 'SharedBatchNorm', 'share_statistics', 'train', 'log_to']
+           'join_processes', 'share_gradients', 'SharedBatchNorm', 'share_statistics', 'Corrected', 'judge', 'train',
+           'log_to']
 
 # %% ../nbs/09_training.ipynb #85db6b5d
 import atexit
@@ -42,7 +43,7 @@ from tqdm.auto import tqdm
 from .classes import ClassSet, check_labels
 from .datasets import Augmentation, Batch, Draws, Example, Examples, build_transform, collate, differences, number_seed
 from .files import write_file, write_text
-from .robust import IGNORE, Lesson, Network, Objective
+from .robust import IGNORE, Lesson, Network, Objective, correct_labels
 from .robust import objective as objective_by_name
 
 # %% ../nbs/09_training.ipynb #eff28cde
@@ -414,13 +415,15 @@ def load_batches(
     rank: int = 0, # number of this process
     world: int = 1, # how many processes share each batch
     pin: bool = False, # put batches where a GPU can fetch them
+    stop: int | None = None, # number of the first step that is not wanted; None: all
 ) -> DataLoader: # a `Batch` for each step from `start` to the last
     "Load the draws of each remaining step; every process takes its share of a step."
     size = settings.batch_size
     if size % world: raise ValueError(f'batch_size={size} cannot be shared by {world} processes; the nearest that can is {max(1, round(size / world)) * world}')
     if size // world % settings.accumulate: raise ValueError(f'each of {world} processes has {size // world} images of a batch, which cannot be parted in accumulate={settings.accumulate}')
-    draws = Draws(Remembered(examples, class_set, settings.cache_gb), build_transform(settings.augmentation, class_set.void), settings.seed, 0, settings.steps * size)
-    numbers = [range(step * size + rank, (step + 1) * size, world) for step in range(start, settings.steps)]
+    if not isinstance(examples, Remembered): examples = Remembered(examples, class_set, settings.cache_gb)
+    draws = Draws(examples, build_transform(settings.augmentation, class_set.void), settings.seed, 0, settings.steps * size)
+    numbers = [range(step * size + rank, (step + 1) * size, world) for step in range(start, settings.steps if stop is None else stop)]
     return DataLoader(draws, batch_sampler=numbers, num_workers=settings.num_workers, collate_fn=collate, pin_memory=pin)
 
 # %% ../nbs/09_training.ipynb #08b26886
@@ -646,6 +649,88 @@ def share_statistics(
         if world > 1 and isinstance(module, nn.BatchNorm2d): module.__class__ = SharedBatchNorm
     return network
 
+# %% ../nbs/09_training.ipynb #f082190c
+class Corrected(Remembered):
+    "Examples whose labels a network corrects after each pass."
+    def __init__(self,
+        examples: Examples, # a reader, or a list
+        class_set: ClassSet, # what their ids mean
+        settings: SegmenterSettings,
+        objective: Objective, # says which classes have been learned
+        folder: str | Path | None = None, # where corrections are written; None: nowhere
+    ):
+        self.settings, self.objective, self.folder = settings, objective, None if folder is None else Path(folder) / 'corrections'
+        self.curves, self.learned, self.labels = [], [], {}
+        super().__init__(examples, class_set, settings.cache_gb)
+        self.pass_steps = max(1, round(len(self) / settings.batch_size))
+
+    def __getitem__(self, i):
+        example = super().__getitem__(i)
+        return replace(example, labels=self.labels[i]) if i in self.labels else example
+
+    def end_pass(self, learner: Learner) -> None:
+        "Look how well each class has been learned, and correct the labels of those that have been."
+        network = (learner.network if learner.average is None else learner.average).eval()
+        middle = (self.settings.augmentation.scale[0] * self.settings.augmentation.scale[1]) ** .5  # the magnification of training
+        shared, either = torch.zeros(2, self.class_set.num_classes, dtype=torch.float64)
+        for i in range(len(self)):
+            example = super().__getitem__(i)
+            truth, said = torch.from_numpy(example.labels.astype(np.int64)), judge(network, example.image, self.settings, (middle,))[0].argmax(0).cpu()
+            known = truth < self.class_set.num_classes
+            count = lambda ids: torch.bincount(ids, minlength=self.class_set.num_classes).double()
+            both = count(truth[known & (truth == said)])
+            shared += both
+            either += count(truth[known]) + count(said[known]) - both
+        self.curves.append((shared / either).tolist())
+        self.learned = sorted({*self.learned, *self.objective.learned(np.array(self.curves))})
+        self.labels = {}
+        for i in range(len(self)) if self.learned else ():
+            example = super().__getitem__(i)
+            if not np.isin(example.labels, self.learned).any(): continue
+            told = judge(network, example.image, self.settings, (.75 * middle, middle, 1.5 * middle), flip=True)[0].cpu()
+            new = correct_labels(torch.from_numpy(example.labels.astype(np.int64)), told, self.learned, self.objective.confidence, self.objective.background)
+            self.labels[i] = new.numpy().astype(example.labels.dtype)
+        learner.network.train()
+
+    def file(self, done): return self.folder / f'pass-{done:06}.safetensors'
+
+    def save(self) -> None:
+        "Write the corrections of the last pass."
+        if self.folder is None: return
+        tensors = {str(i): torch.from_numpy(labels.astype(np.int32)) for i, labels in self.labels.items()}
+        header = {'corrections': json.dumps({'curves': self.curves, 'learned': self.learned})}
+        write_file(self.file(len(self.curves)), lambda path: save_file(tensors, path, header))
+
+    def forget(self) -> None:
+        "Delete what no checkpoint needs any more."
+        for path in self.folder.glob('pass-*.safetensors') if self.folder is not None else ():
+            if path != self.file(len(self.curves)): path.unlink()
+
+    def load(self, done: int) -> None: # passes made
+        "Read the corrections of a pass."
+        if not done: return
+        if not self.file(done).is_file(): raise FileNotFoundError(f'the checkpoint needs {self.file(done)}, which is not there; resume=False starts over')
+        with safe_open(self.file(done), 'pt') as file: about = json.loads(file.metadata()['corrections'])
+        self.curves, self.learned = about['curves'], about['learned']
+        self.labels = {int(i): labels.numpy().astype(self.class_set.dtype) for i, labels in load_file(self.file(done)).items()}
+
+@torch.inference_mode()
+def judge(
+    network: nn.Module, # images -> logits, at rest
+    image: Image.Image | np.ndarray | Tensor, # as for `to_bytes`
+    settings: SegmenterSettings, # its precision and memory layout
+    magnifications: Sequence[float] = (1.,), # at which it is shown
+    flip: bool = False, # whether it is shown mirrored as well
+) -> Float32[Tensor, "1 class h w"]: # mean probability at the image's own size
+    "Average what a network says of an image at several sizes."
+    x = normalise(to_bytes(image)[None].to(next(network.parameters()).device))
+    own, said = tuple(x.shape[-2:]), []
+    for magnification in magnifications:
+        shown = F.interpolate(x, tuple(max(32, round(side * magnification / 32) * 32) for side in own), mode='bilinear', antialias=True)
+        said.append(F.interpolate(run_network(network, shown, settings), own, mode='bilinear').softmax(1))
+        if flip: said.append(F.interpolate(run_network(network, shown.flip(-1), settings).flip(-1), own, mode='bilinear').softmax(1))
+    return sum(said) / len(said)
+
 # %% ../nbs/09_training.ipynb #4313e871
 LOOK_EVERY = 20  # steps between two looks at the loss; each look waits for the device
 
@@ -667,17 +752,25 @@ def train(
     learners = make_learners(settings, class_set.num_classes, objective.networks, device, world)
     state = state_of(learners)
     start = load_checkpoint(folder, state, about) if folder is not None and resume else 0
-    batches = load_batches(dataset, class_set, settings, start, rank, world, device.type == 'cuda')
+    if objective.corrects and world > 1: raise ValueError(f'{type(objective).__name__} corrects labels in one process; {world} share this training')
+    data = Corrected(dataset, class_set, settings, objective, folder) if objective.corrects else Remembered(dataset, class_set, settings.cache_gb)
+    stops = [*range(data.pass_steps, settings.steps, data.pass_steps), settings.steps] if objective.corrects else [settings.steps]
+    if objective.corrects: data.load(min(start, settings.steps - 1) // data.pass_steps)
+    batches = ((stop, batch) for begin, stop in zip([0, *stops], stops) if stop > start
+               for batch in load_batches(data, class_set, settings, max(start, begin), rank, world, device.type == 'cuda', stop))
     for learner in learners: learner.network.train()
     watch = Watch(settings, start, log if rank == 0 else None, progress and rank == 0)
     with _random_state_kept(device), watch:
-        for step, batch in enumerate(batches, start):
+        for step, (stop, batch) in enumerate(batches, start):
             value = training_step(learners, batch, step, settings, class_set, objective, world)
             for learner in learners:
                 if learner.average is not None: follow(learner.average, learner.network, step, settings.ema_decay)
-            due = step + 1 == settings.steps or (step + 1) % settings.checkpoint_every == 0
+            passed = objective.corrects and step + 1 == stop < settings.steps
+            if passed: data.end_pass(learners[0]); data.save()
+            due = passed or step + 1 == settings.steps or (step + 1) % settings.checkpoint_every == 0
             watch.see(step + 1, value, look=due)
             if due and folder is not None and rank == 0: save_checkpoint(folder, state, step + 1, about)
+            if passed: data.forget()
     last = together([learner.network for learner in learners]).eval()
     network = last if learners[0].average is None else together([learner.average for learner in learners])
     segmenter = Segmenter(network, class_set, settings, None if network is last else last, repr(objective))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from synseg_kit.robust import (IGNORE, OBJECTIVES, SPOILS, URN, CoTeaching, CoTraining, GeneralisedCrossEntropy, IgnoreBand, Lesson, Plain, SelfTraining, SymmetricCrossEntropy, Weighted, class_mix,
-                               objective, pick_classes, reliable_pixels, spoil, steps_inside)
+from synseg_kit.robust import (ADELE, IGNORE, OBJECTIVES, SPOILS, URN, CoTeaching, CoTraining, GeneralisedCrossEntropy, IgnoreBand, Lesson, Plain, SelfTraining, SymmetricCrossEntropy, Weighted, class_mix, correct_labels, fit_learning_curve,
+                               objective, pick_classes, reliable_pixels, slowed, spoil, steps_inside)
 
 CLASSES = 5
 
@@ -247,6 +247,61 @@ def test_self_training_relabels_what_is_unreliable(random):
                                                     ('sce', dict(alpha=-1.), 'from 0')])
 def test_refusals(name, changes, message):
     with pytest.raises(ValueError, match=message): objective(name, **changes)
+
+
+# ---- labels that are corrected
+
+def test_a_curve_is_found_again():
+    times = np.arange(1, 16)
+    for a, b, c in ((.8, .7, 1.3), (.5, .3, 4.), (.95, 1., .6)):
+        curve = a * (1 - np.exp(-times ** b / c))
+        found = fit_learning_curve(curve)
+        assert np.abs(found[0] * (1 - np.exp(-times ** found[1] / found[2])) - curve).max() < 2e-3
+    noisy = curve + np.where(times < 4, .2, 0)  # the first passes count little
+    found = fit_learning_curve(noisy)
+    assert np.abs(found[0] * (1 - np.exp(-times ** found[1] / found[2])) - curve)[8:].max() < .02
+
+
+def test_a_class_is_learned_when_its_slope_has_fallen():
+    assert [round(slowed(.7, 1.3, t), 3) for t in range(2, 7)] == [.498, .705, .813, .876, .915]
+    times = np.arange(1, 7)
+    curves = np.stack([.8 * (1 - np.exp(-times ** .7 / 1.3)), times / 20, np.full(6, np.nan), np.zeros(6)], 1)
+    assert ADELE().learned(curves) == [0] and ADELE().learned(curves[:5]) == [] and ADELE(ratio=.5).learned(curves[:2]) == []
+
+
+def test_labels_are_corrected_within_limits(random):
+    labels = torch.full((10, 10), 1, dtype=torch.uint8)
+    labels[:, 6:], labels[0] = 0, 255
+    told = torch.zeros(4, 10, 10)
+    told[0], told[1, 5:], told[0, 5:], told[3, 8] = .1, .9, .1, .95
+    told[1, 1:5] = .85
+    corrected = correct_labels(labels, told, [1])
+    assert (corrected[0] == 255).all() and (corrected[[1, 2, 3, 4, 5, 6, 7, 9]] == 1).all()
+    assert torch.equal(corrected[8], labels[8])  # class 3 is not in the image
+    assert torch.equal(correct_labels(labels, told, [1], confidence=.95), labels)
+    assert torch.equal(correct_labels(labels, told, [2]), labels)  # not learned yet
+    gone = torch.zeros(4, 10, 10)
+    gone[0] = 1
+    assert torch.equal(correct_labels(labels[1:], gone[:, 1:], [1]), labels[1:])  # the object would vanish
+    assert (correct_labels(labels[1:], gone[:, 1:] * .5, [1]) == labels[1:]).all()
+
+
+def test_adele_asks_for_one_answer_at_all_sizes(random):
+    lesson, seen = lesson_of(random), []
+    logits = [logits_of(random, lesson) for _ in range(3)]
+    replies = iter(logits)
+
+    def network(images):
+        seen.append(tuple(images.shape[-2:]))
+        return next(replies)
+    value = ADELE()([network], lesson)
+    assert seen == [(12, 12), (32, 32), (32, 32)]
+    shares = torch.stack([one.softmax(1) for one in logits])
+    mean, known = shares.mean(0).clamp(1e-3, 1 - 1e-3), lesson.labels != IGNORE
+    apart = sum(torch.xlogy(p, p / mean).sum(1) for p in shares)
+    assert (mean.amax((1, 2, 3)) > .8).all()
+    expected = sum(F.cross_entropy(one, lesson.labels) for one in logits) / 3 + apart[known].mean()
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
 # ---- spoiled masks

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from synseg_kit import robust, training
 from synseg_kit.classes import ClassSet
 from synseg_kit.datasets import NO_AUGMENTATION, Augmentation, Example
-from synseg_kit.robust import OBJECTIVES, CoTraining, Objective, Plain
+from synseg_kit.robust import ADELE, OBJECTIVES, CoTraining, Objective, Plain
 from synseg_kit.training import (CHECKPOINT, OPTIMISERS, Segmenter, SegmenterSettings, adamw, build_optimiser, build_segmenter, follow, learning_rate_at, load_batches, load_segmenter, log_to, make_learners,
                                  muon, state_of, together, train, training_state)
 
@@ -243,6 +243,29 @@ def test_every_objective_trains_and_resumes(tmp_path, name):
     with pytest.raises(Stopped): train(examples(), SHAPES, settings, tmp_path, objective=made, log=stop_early, progress=False)
     train(examples(), SHAPES, replace(settings, steps=6), tmp_path, objective=made, progress=False)
     assert_same(weights(load_segmenter(tmp_path)), weights(whole))
+
+
+def test_labels_are_corrected_after_each_pass(tmp_path):
+    """Corrections start from the original labels, and a training that was stopped goes on with the labels it had."""
+    settings = replace(SMALL, steps=12, checkpoint_every=100, learning_rate=5e-3, precision='fp32', augmentation=replace(NO_AUGMENTATION, crop=32))
+    made = ADELE(ratio=0., confidence=0.)
+    whole = train(examples(), SHAPES, settings, tmp_path / 'whole', objective=made, progress=False)
+    assert sorted(os.listdir(tmp_path / 'whole/corrections')) == ['pass-000005.safetensors']  # of 6 passes; the last changes nothing any more
+    labels = load_file(tmp_path / 'whole/corrections/pass-000005.safetensors')
+    originals = examples()
+    assert {int(i) for i in labels} == set(range(6)) and any((labels[str(i)].numpy() != one.labels).any() for i, one in enumerate(originals))
+    def stop_after(step):
+        def log(entry):
+            if entry['step'] >= step: raise Stopped
+        return log
+    for step in (6, 10):
+        with pytest.raises(Stopped): train(examples(), SHAPES, settings, tmp_path / 'broken', objective=made, log=stop_after(step), progress=False)
+    resumed = train(examples(), SHAPES, settings, tmp_path / 'broken', objective=made, progress=False)
+    assert_same(weights(whole), weights(resumed))
+    plain = train(examples(), SHAPES, settings, objective=replace(made, ratio=1.), progress=False)
+    assert any(not torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(whole).items())
+    again = train(examples(), SHAPES, settings, tmp_path / 'broken', objective=made, progress=False)
+    assert_same(weights(again), weights(whole))
 
 
 def test_an_average_teaches(unbroken):
