@@ -218,9 +218,8 @@ class CoTraining(Objective):
         size = known.sum().clamp(min=1)
         loss = 0.
         for own, other in zip(logits, reversed(told)):
-            by_mask = (penalties(own, shown.labels) * shown.reliable * (1 + self.border * shown.border)).sum()
-            by_other = (penalties(own, other) * (known & ~shown.reliable)).sum()
-            loss = loss + (by_mask + by_other) / size
+            target = torch.where(shown.reliable, shown.labels, other.masked_fill(~known, IGNORE))
+            loss = loss + (penalties(own, target) * (1 + self.border * shown.border * shown.reliable)).sum() / size
         return loss
 
     def unmixed(self, lesson):
