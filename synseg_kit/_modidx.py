@@ -1366,7 +1366,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'synseg_kit.training.Corrected.end_pass': ( 'training.html#corrected.end_pass',
                                                                                  'synseg_kit/training.py'),
                                      'synseg_kit.training.Corrected.file': ('training.html#corrected.file', 'synseg_kit/training.py'),
-                                     'synseg_kit.training.Corrected.forget': ('training.html#corrected.forget', 'synseg_kit/training.py'),
                                      'synseg_kit.training.Corrected.load': ('training.html#corrected.load', 'synseg_kit/training.py'),
                                      'synseg_kit.training.Corrected.save': ('training.html#corrected.save', 'synseg_kit/training.py'),
                                      'synseg_kit.training.Learner': ('training.html#learner', 'synseg_kit/training.py'),

@@ -691,20 +691,18 @@ class Corrected(Remembered):
             new = correct_labels(torch.from_numpy(example.labels.astype(np.int64)), told, self.learned, self.objective.confidence, self.objective.background)
             self.labels[i] = new.numpy().astype(example.labels.dtype)
         learner.network.train()
+        if self.folder is not None: self.save()
 
     def file(self, done): return self.folder / f'pass-{done:06}.safetensors'
 
     def save(self) -> None:
-        "Write the corrections of the last pass."
-        if self.folder is None: return
+        "Write the corrections of the last pass; those of the one before stay until a checkpoint is behind them."
         tensors = {str(i): torch.from_numpy(labels.astype(np.int32)) for i, labels in self.labels.items()}
         header = {'corrections': json.dumps({'curves': self.curves, 'learned': self.learned})}
-        write_file(self.file(len(self.curves)), lambda path: save_file(tensors, path, header))
-
-    def forget(self) -> None:
-        "Delete what no checkpoint needs any more."
-        for path in self.folder.glob('pass-*.safetensors') if self.folder is not None else ():
-            if path != self.file(len(self.curves)): path.unlink()
+        done = len(self.curves)
+        write_file(self.file(done), lambda path: save_file(tensors, path, header))
+        for path in self.folder.glob('pass-*.safetensors'):
+            if path not in (self.file(done), self.file(done - 1)): path.unlink()
 
     def load(self, done: int) -> None: # passes made
         "Read the corrections of a pass."
@@ -754,23 +752,21 @@ def train(
     start = load_checkpoint(folder, state, about) if folder is not None and resume else 0
     if objective.corrects and world > 1: raise ValueError(f'{type(objective).__name__} corrects labels in one process; {world} share this training')
     data = Corrected(dataset, class_set, settings, objective, folder) if objective.corrects else Remembered(dataset, class_set, settings.cache_gb)
-    stops = [*range(data.pass_steps, settings.steps, data.pass_steps), settings.steps] if objective.corrects else [settings.steps]
-    if objective.corrects: data.load(min(start, settings.steps - 1) // data.pass_steps)
-    batches = ((stop, batch) for begin, stop in zip([0, *stops], stops) if stop > start
+    ends = range(data.pass_steps, settings.steps, data.pass_steps) if objective.corrects else range(0)  # steps after which labels are corrected
+    if ends: data.load(sum(end <= start for end in ends))
+    batches = (batch for begin, stop in zip([0, *ends], [*ends, settings.steps]) if stop > start
                for batch in load_batches(data, class_set, settings, max(start, begin), rank, world, device.type == 'cuda', stop))
     for learner in learners: learner.network.train()
     watch = Watch(settings, start, log if rank == 0 else None, progress and rank == 0)
     with _random_state_kept(device), watch:
-        for step, (stop, batch) in enumerate(batches, start):
+        for step, batch in enumerate(batches, start):
             value = training_step(learners, batch, step, settings, class_set, objective, world)
             for learner in learners:
                 if learner.average is not None: follow(learner.average, learner.network, step, settings.ema_decay)
-            passed = objective.corrects and step + 1 == stop < settings.steps
-            if passed: data.end_pass(learners[0]); data.save()
-            due = passed or step + 1 == settings.steps or (step + 1) % settings.checkpoint_every == 0
+            if step + 1 in ends: data.end_pass(learners[0])
+            due = step + 1 in ends or step + 1 == settings.steps or (step + 1) % settings.checkpoint_every == 0
             watch.see(step + 1, value, look=due)
             if due and folder is not None and rank == 0: save_checkpoint(folder, state, step + 1, about)
-            if passed: data.forget()
     last = together([learner.network for learner in learners]).eval()
     network = last if learners[0].average is None else together([learner.average for learner in learners])
     segmenter = Segmenter(network, class_set, settings, None if network is last else last, repr(objective))
