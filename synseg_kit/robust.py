@@ -286,7 +286,7 @@ def fit_learning_curve(agreement: Float[np.ndarray, "pass"],  # IoU with the tra
 
 
 def slowed(b: float, c: float,  # of a learning curve
-           time: float,  # passes, from 1
+           time: float | int,  # passes, from 1
            ) -> float:  # 0 at the first pass, towards 1
     "Compute by what share the slope of a learning curve has fallen since the first pass."
     slope = lambda t: b / c * t ** (b - 1) * math.exp(-t ** b / c)
