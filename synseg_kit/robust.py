@@ -42,7 +42,7 @@ class Lesson:
 RULES = {  # field of an objective -> a test of its values, and what it needs to be
     **dict.fromkeys(('share', 'least', 'doubt', 'weight', 'mix', 'sure', 'warm_up', 'alone', 'truncate', 'after', 'noise', 'rise', 'ratio', 'confidence'), (lambda v: 0 <= v <= 1, 'from 0 to 1')),
     **dict.fromkeys(('alpha', 'beta', 'border', 'consistency'), (lambda v: v >= 0, 'a number from 0')),
-    'q': (lambda v: 0 < v <= 1, 'above 0, at most 1'), 'floor': (lambda v: 0 < v < 1, 'between 0 and 1')}
+    'every': (lambda v: v >= 1, 'at least 1'), 'q': (lambda v: 0 < v <= 1, 'above 0, at most 1'), 'floor': (lambda v: 0 < v < 1, 'between 0 and 1')}
 
 
 class Objective:
@@ -321,6 +321,7 @@ class ADELE(Objective):
     sizes: Sequence[float] = (.7, 1.5)  # other magnifications at which an image is shown
     consistency: float = 1.  # weight of the divergence between sizes
     background: int | None = 0  # id that is corrected with any class; None: there is none
+    every: int = 1  # passes over the data that count as one; more for a small set
 
     corrects: ClassVar[bool] = True
 

@@ -662,7 +662,7 @@ class Corrected(Remembered):
         self.settings, self.objective, self.folder = settings, objective, None if folder is None else Path(folder) / 'corrections'
         self.curves, self.learned, self.labels = [], [], {}
         super().__init__(examples, class_set, settings.cache_gb)
-        self.pass_steps = max(1, round(len(self) / settings.batch_size))
+        self.pass_steps = max(1, round(len(self) * objective.every / settings.batch_size))
 
     def __getitem__(self, i):
         example = super().__getitem__(i)
