@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from synseg_kit.robust import (IGNORE, OBJECTIVES, URN, CoTeaching, CoTraining, GeneralisedCrossEntropy, IgnoreBand, Lesson, Plain, SelfTraining, SymmetricCrossEntropy, Weighted, class_mix,
-                               objective, pick_classes, reliable_pixels)
+from synseg_kit.robust import (ADELE, IGNORE, OBJECTIVES, SPOILS, URN, CoTeaching, CoTraining, GeneralisedCrossEntropy, IgnoreBand, Lesson, Plain, SelfTraining, SymmetricCrossEntropy, Weighted, class_mix, correct_labels, fit_learning_curve,
+                               objective, pick_classes, reliable_pixels, slowed, spoil, steps_inside)
 
 CLASSES = 5
 
@@ -193,6 +193,14 @@ def test_co_training_mixes_by_what_both_are_sure_of_later(random):
     assert CoTraining(mix=1.)([*map(fixed, logits)], later).item() == pytest.approx(slow_co_training(logits, mixed.labels, mixed.reliable, mixed.border, .2), rel=1e-4)
 
 
+def test_networks_learn_alone_first(random):
+    lesson = lesson_of(random, gone=.2)
+    logits = [logits_of(random, lesson) for _ in range(2)]
+    expected = sum(F.cross_entropy(one, lesson.labels).item() for one in logits)
+    assert CoTraining(mix=0., alone=.3)([*map(fixed, logits)], lesson).item() == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(CoTraining(mix=0., alone=.1)([*map(fixed, logits)], lesson), CoTraining(mix=0.)([*map(fixed, logits)], lesson))
+
+
 def test_each_network_is_shown_the_mixed_images(random):
     lesson, seen = lesson_of(random), []
     logits = logits_of(random, lesson)
@@ -239,3 +247,101 @@ def test_self_training_relabels_what_is_unreliable(random):
                                                     ('sce', dict(alpha=-1.), 'from 0')])
 def test_refusals(name, changes, message):
     with pytest.raises(ValueError, match=message): objective(name, **changes)
+
+
+# ---- labels that are corrected
+
+def test_a_curve_is_found_again():
+    times = np.arange(1, 16)
+    for a, b, c in ((.8, .7, 1.3), (.5, .3, 4.), (.95, 1., .6)):
+        curve = a * (1 - np.exp(-times ** b / c))
+        found = fit_learning_curve(curve)
+        assert np.abs(found[0] * (1 - np.exp(-times ** found[1] / found[2])) - curve).max() < 2e-3
+    noisy = curve + np.where(times < 4, .2, 0)  # the first passes count little
+    found = fit_learning_curve(noisy)
+    assert np.abs(found[0] * (1 - np.exp(-times ** found[1] / found[2])) - curve)[8:].max() < .02
+
+
+def test_a_class_is_learned_when_its_slope_has_fallen():
+    assert [round(slowed(.7, 1.3, t), 3) for t in range(2, 7)] == [.498, .705, .813, .876, .915]
+    times = np.arange(1, 7)
+    curves = np.stack([.8 * (1 - np.exp(-times ** .7 / 1.3)), times / 20, np.full(6, np.nan), np.zeros(6)], 1)
+    assert ADELE().learned(curves) == [0] and ADELE().learned(curves[:5]) == [] and ADELE(ratio=.5).learned(curves[:2]) == []
+
+
+def test_labels_are_corrected_within_limits(random):
+    labels = torch.full((10, 10), 1, dtype=torch.uint8)
+    labels[:, 6:], labels[0] = 0, 255
+    told = torch.zeros(4, 10, 10)
+    told[0], told[1, 5:], told[0, 5:], told[3, 8] = .1, .9, .1, .95
+    told[1, 1:5] = .85
+    corrected = correct_labels(labels, told, [1])
+    assert (corrected[0] == 255).all() and (corrected[[1, 2, 3, 4, 5, 6, 7, 9]] == 1).all()
+    assert torch.equal(corrected[8], labels[8])  # class 3 is not in the image
+    assert torch.equal(correct_labels(labels, told, [1], confidence=.95), labels)
+    assert torch.equal(correct_labels(labels, told, [2]), labels)  # not learned yet
+    gone = torch.zeros(4, 10, 10)
+    gone[0] = 1
+    assert torch.equal(correct_labels(labels[1:], gone[:, 1:], [1]), labels[1:])  # the object would vanish
+    assert (correct_labels(labels[1:], gone[:, 1:] * .5, [1]) == labels[1:]).all()
+
+
+def test_adele_asks_for_one_answer_at_all_sizes(random):
+    lesson, seen = lesson_of(random), []
+    logits = [logits_of(random, lesson) for _ in range(3)]
+    replies = iter(logits)
+
+    def network(images):
+        seen.append(tuple(images.shape[-2:]))
+        return next(replies)
+    value = ADELE()([network], lesson)
+    assert seen == [(12, 12), (32, 32), (32, 32)]
+    shares = torch.stack([one.softmax(1) for one in logits])
+    mean, known = shares.mean(0).clamp(1e-3, 1 - 1e-3), lesson.labels != IGNORE
+    apart = sum(torch.xlogy(p, p / mean).sum(1) for p in shares)
+    assert (mean.amax((1, 2, 3)) > .8).all()
+    expected = sum(F.cross_entropy(one, lesson.labels) for one in logits) / 3 + apart[known].mean()
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- spoiled masks
+
+def test_steps_inside_are_counted_one_by_one():
+    rng = np.random.default_rng(0)
+    where = rng.random((12, 15)) < .9
+    outside = np.argwhere(~where)
+    expected = [[0 if not where[y, x] else np.abs(outside - (y, x)).max(1).min() for x in range(15)] for y in range(12)]
+    assert np.array_equal(steps_inside(where), expected)
+    assert np.array_equal(steps_inside(np.ones((3, 4), bool)), np.ones((3, 4)))  # nothing outside
+
+
+@pytest.mark.parametrize('how', SPOILS)
+def test_a_spoiled_mask_is_wrong_where_it_should_be(how):
+    labels = np.zeros((40, 40), np.uint8)
+    labels[5:15, 5:15], labels[25:33, 20:35], labels[:2] = 1, 3, 255
+    spoiled = spoil(labels, how, .3, 5, seed=1)
+    assert spoiled.dtype == labels.dtype and np.array_equal(spoiled == 255, labels == 255)
+    assert np.array_equal(spoil(labels, how, 0., 5, seed=1), labels) and np.array_equal(spoil(labels, how, .3, 5, seed=1), spoiled)
+    sizes = {c: ((labels == c).sum(), (spoiled == c).sum()) for c in (1, 3)}
+    if how == 'eroded': assert all(after == round(.7 * before) and (labels[spoiled == c] == c).all() for c, (before, after) in sizes.items())
+    if how == 'dilated': assert all(after == round(1.3 * before) and (spoiled[labels == c] == c).all() for c, (before, after) in sizes.items())
+    if how == 'shifted':
+        for c, (before, after) in sizes.items():
+            assert after == before
+            moved = np.argwhere(spoiled == c).mean(0) - np.argwhere(labels == c).mean(0)
+            assert np.hypot(*moved) == pytest.approx(.3 * before ** .5, abs=.8)
+    if how in ('dropped', 'swapped'):
+        seen = [spoil(labels, how, .3, 5, seed=k) for k in range(200)]
+        assert .2 < np.mean([(one[labels == 1] != 1).all() for one in seen]) < .4
+        assert all((one[labels == 1] == one[5, 5]).all() and (one[labels == 0] == 0).all() for one in seen)
+        assert {int(one[5, 5]) for one in seen} == ({0, 1} if how == 'dropped' else {1, 2, 3, 4})
+
+
+def test_dilating_into_a_full_picture_changes_nothing():
+    full = np.ones((8, 8), np.uint8)
+    assert np.array_equal(spoil(full, 'dilated', .5, 3), full)
+
+
+@pytest.mark.parametrize('how, rate, message', [('melted', .1, 'eroded'), ('eroded', 1.5, 'from 0 to 1')])
+def test_spoiling_is_checked(how, rate, message):
+    with pytest.raises(ValueError, match=message): spoil(np.zeros((4, 4), np.uint8), how, rate, 3)

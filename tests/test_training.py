@@ -2,10 +2,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from synseg_kit import robust, training
 from synseg_kit.classes import ClassSet
 from synseg_kit.datasets import NO_AUGMENTATION, Augmentation, Example
-from synseg_kit.training import (CHECKPOINT, IGNORE, OPTIMISERS, Segmenter, SegmenterSettings, adamw, build_optimiser, build_segmenter, cross_entropy, follow, learning_rate_at, load_segmenter, muon, train, training_state, weighted_cross_entropy)
+from synseg_kit.robust import ADELE, OBJECTIVES, CoTraining, Objective, Plain
+from synseg_kit.training import (CHECKPOINT, OPTIMISERS, Segmenter, SegmenterSettings, adamw, build_optimiser, build_segmenter, follow, learning_rate_at, load_batches, load_segmenter, log_to, make_learners,
+                                 muon, state_of, together, train, training_state)
 
 SHAPES = ClassSet('shapes', ('square', 'stripe'))
 SMALL = SegmenterSettings(encoder='tu-mobilenetv3_small_050', decoder_channels=(32, 24, 16, 12, 8), augmentation=Augmentation(crop=32, hue=0., blur=0.), steps=14, batch_size=4,
@@ -123,7 +127,7 @@ def test_another_training_in_the_folder_is_refused(tmp_path):
     before = (tmp_path / CHECKPOINT).read_bytes()
     with pytest.raises(FileExistsError, match='steps is 2 there, 3 here'): train(examples(), SHAPES, replace(short, steps=3), tmp_path, progress=False)
     with pytest.raises(FileExistsError, match='examples is 6 there, 5 here'): train(examples(5), SHAPES, short, tmp_path, progress=False)
-    with pytest.raises(FileExistsError, match='weighted_cross_entropy'): train(examples(), SHAPES, short, tmp_path, loss=weighted_cross_entropy, progress=False)
+    with pytest.raises(FileExistsError, match='objective is "Plain" there, "Weighted" here'): train(examples(), SHAPES, short, tmp_path, objective='weighted', progress=False)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     train(examples(), SHAPES, replace(short, steps=3), tmp_path, resume=False, progress=False)
 
@@ -136,20 +140,213 @@ def test_the_callers_random_numbers_stay(tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def _train_in_parallel(rank, folder):
-    """Train as one of two processes."""
+IN_PARALLEL = replace(SMALL, steps=3, precision='fp32', augmentation=replace(NO_AUGMENTATION, crop=32))
+PAIR = CoTraining(mix=0.)  # mixing has partners within a process, so other ones than in a single process
+
+
+def _train_in_parallel(rank, folder, objective):
+    """Train as one of two processes, as a launcher starts them."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=Path(folder, 'port').read_text())
     torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
-    train(examples(), SHAPES, replace(SMALL, steps=4), f'{folder}/out', progress=False).save(f'{folder}/rank{rank}')
-    torch.distributed.destroy_process_group()
+    train(examples(), SHAPES, IN_PARALLEL, f'{folder}/out', objective=objective, progress=False).save(f'{folder}/rank{rank}')
 
 
-def test_two_processes_share_a_training(tmp_path):
-    torch.multiprocessing.spawn(_train_in_parallel, (str(tmp_path),), 2)
+@pytest.mark.parametrize('objective', ['plain', PAIR], ids=['plain', 'co_training'])
+def test_two_processes_train_as_one(tmp_path, objective):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        (tmp_path / 'port').write_text(str(free.getsockname()[1]))
+    torch.multiprocessing.spawn(_train_in_parallel, (str(tmp_path), objective), 2)
     first, second = (load_file(tmp_path / f'rank{rank}/model.safetensors') for rank in (0, 1))
-    for name in first:
-        if 'running' not in name: assert torch.equal(first[name], second[name]), name  # batch statistics are each process's own
+    assert_same(first, second)
+    assert_same(first, load_file(tmp_path / 'out/model.safetensors'))
+    one = train(examples(), SHAPES, IN_PARALLEL, objective=objective, progress=False)
+    begin = together([build_segmenter(IN_PARALLEL, 3, member) for member in range(1 if objective == 'plain' else 2)]).state_dict()
+    moved, apart = 0., 0.
+    for name, tensor in weights(one).items():
+        if not tensor.is_floating_point(): continue
+        moved, apart = moved + (tensor - begin[name]).square().sum().item(), apart + (tensor - first[name]).square().sum().item()
+    assert apart < 1e-4 * moved  # squares: one per cent of the way
+    images = [example.image for example in examples()]
+    for a, b in zip(one.probabilities(images), load_segmenter(tmp_path / 'out').probabilities(images)): torch.testing.assert_close(a, b, atol=5e-3, rtol=0)
+
+
+def test_a_launcher_needs_nothing_else(tmp_path):
+    """`torchrun`, which is what `accelerate launch` calls, starts two processes of a script that only trains."""
+    (tmp_path / 'script.py').write_text(SCRIPT.replace('SMALL, sys', 'replace(SMALL, steps=1), sys').replace('import torch\n', 'import torch\nfrom dataclasses import replace\n'))
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0', tmp_path / 'script.py',
+                           Path(__file__).parent, tmp_path / 'out'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert load_segmenter(tmp_path / 'out').class_set == SHAPES
+
+
+def test_a_batch_must_be_shared_evenly():
+    with pytest.raises(ValueError, match='cannot be parted in accumulate=4'): load_batches(examples(), SHAPES, replace(SMALL, accumulate=4), world=2)
+
+
+def plain_network(settings, num_classes, member=0):
+    "A network without batch statistics."
+    torch.manual_seed(member)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.GroupNorm(2, 8), torch.nn.ReLU(), torch.nn.Conv2d(8, num_classes, 1))
+
+
+def test_parts_of_a_batch_add_up(monkeypatch):
+    monkeypatch.setattr(training, 'build_segmenter', plain_network)
+    settings = replace(SMALL, precision='fp32', augmentation=replace(NO_AUGMENTATION, crop=32), steps=6)
+    seen = []
+
+    @dataclass(frozen=True)
+    class Counting(Plain):
+        def __call__(self, networks, lesson):
+            seen.append(len(lesson.images))
+            return super().__call__(networks, lesson)
+    whole, parts = (weights(train(examples(), SHAPES, replace(settings, accumulate=n), objective=Counting(), progress=False)) for n in (1, 4))
+    assert seen == [4] * 6 + [1] * 24
+    for name in whole: torch.testing.assert_close(whole[name], parts[name], atol=1e-5, rtol=1e-4)
+
+
+# ---------- two networks
+
+def test_two_networks_start_with_one_encoder_and_end_as_one_segmenter(tmp_path):
+    source = build_segmenter(replace(SMALL, seed=3), 3).encoder.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in source.items()}, tmp_path / 'backbone.safetensors')
+    settings = replace(SMALL, encoder_weights=str(tmp_path / 'backbone.safetensors'), optimiser='muon', steps=2)
+    learners = make_learners(settings, 3, 2)
+    for learner in learners:
+        assert_same(learner.network.encoder.state_dict(), source)
+        inner = [name for name, weight in learner.network.named_parameters() if learner.optimiser.state[weight]['use_muon']]
+        assert inner and not any(name.startswith('encoder.') for name in inner)
+    heads = [learner.network.segmentation_head[0].weight for learner in learners]
+    assert not torch.equal(*heads)
+    assert {name.split('.')[0] for name in state_of(learners)} == {'0', '1'}
+    segmenter = train(examples(), SHAPES, settings, tmp_path / 'pair', objective=CoTraining(), progress=False)
+    images = [example.image for example in examples()]
+    apart = [Segmenter(member, SHAPES, settings) for member in segmenter.network.members]
+    for both, one, other in zip(segmenter.probabilities(images), *(member.probabilities(images) for member in apart)):
+        torch.testing.assert_close(both, torch.softmax((one.log() + other.log()) / 2, 0), atol=1e-4, rtol=1e-4)
+    assert not torch.equal(weights(apart[0])['segmentation_head.0.weight'], weights(apart[1])['segmentation_head.0.weight'])
+    again = load_segmenter(tmp_path / 'pair')
+    assert_same(weights(again), weights(segmenter))
+    assert again.objective == segmenter.objective == repr(CoTraining())
+    assert again.predict(images, short_side=64)[0].shape == (32, 32)
+    assert segmenter.last.network.state_dict().keys() == weights(segmenter).keys()
+    assert sorted(os.listdir(tmp_path / 'pair')) == [CHECKPOINT, 'model.safetensors', 'segmenter.json']
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_every_objective_trains_and_resumes(tmp_path, name):
+    settings = replace(SMALL, steps=6, checkpoint_every=3, ema_decay=0. if name == 'self_training' else .98)
+    made = robust.objective(name, **{'warm_up': 0.} if name in ('co_training', 'self_training') else {})
+    whole = train(examples(), SHAPES, settings, objective=made, progress=False)
+    def stop_early(entry):
+        if entry['step'] >= 3: raise Stopped
+    with pytest.raises(Stopped): train(examples(), SHAPES, settings, tmp_path, objective=made, log=stop_early, progress=False)
+    train(examples(), SHAPES, replace(settings, steps=6), tmp_path, objective=made, progress=False)
+    assert_same(weights(load_segmenter(tmp_path)), weights(whole))
+
+
+def test_labels_are_corrected_after_each_pass(tmp_path):
+    """Corrections start from the original labels, and a training that was stopped goes on with the labels it had."""
+    settings = replace(SMALL, steps=12, checkpoint_every=100, learning_rate=5e-3, precision='fp32', augmentation=replace(NO_AUGMENTATION, crop=32))
+    made = ADELE(ratio=0., confidence=0.)
+    whole = train(examples(), SHAPES, settings, tmp_path / 'whole', objective=made, progress=False)
+    assert sorted(os.listdir(tmp_path / 'whole/corrections')) == ['pass-000004.safetensors', 'pass-000005.safetensors']  # of 6 passes; the last changes nothing any more
+    labels = load_file(tmp_path / 'whole/corrections/pass-000005.safetensors')
+    originals = examples()
+    assert {int(i) for i in labels} == set(range(6)) and any((labels[str(i)].numpy() != one.labels).any() for i, one in enumerate(originals))
+    def stop_after(step):
+        def log(entry):
+            if entry['step'] >= step: raise Stopped
+        return log
+    for step in (6, 10):
+        with pytest.raises(Stopped): train(examples(), SHAPES, settings, tmp_path / 'broken', objective=made, log=stop_after(step), progress=False)
+    resumed = train(examples(), SHAPES, settings, tmp_path / 'broken', objective=made, progress=False)
+    assert_same(weights(whole), weights(resumed))
+    plain = train(examples(), SHAPES, settings, objective=replace(made, ratio=1.), progress=False)
+    assert any(not torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(whole).items())
+    again = train(examples(), SHAPES, settings, tmp_path / 'broken', objective=made, progress=False)
+    assert_same(weights(again), weights(whole))
+
+
+def test_an_average_teaches(unbroken):
+    """Teachers are the averages, at rest; a lesson says how much of the training is behind."""
+    gone = []
+
+    @dataclass(frozen=True)
+    class Asking(Plain):
+        def __call__(self, networks, lesson):
+            gone.append(lesson.gone)
+            with torch.no_grad(): first, second = lesson.teachers[0](lesson.images), lesson.teachers[0](lesson.images[:2])
+            torch.testing.assert_close(first[:2], second, atol=.05, rtol=.05)  # no batch statistics: the others in the batch do not matter
+            assert len(lesson.teachers) == 1 and lesson.num_classes == 3
+            return super().__call__(networks, lesson)
+    for decay in (.9, 0.): train(examples(), SHAPES, replace(SMALL, steps=4, ema_decay=decay), objective=Asking(), progress=False)
+    assert gone == [0., .25, .5, .75] * 2
+
+
+# ---------- starting from a whole segmenter
+
+def test_a_whole_segmenter_can_be_gone_on_with(tmp_path, unbroken):
+    unbroken.save(tmp_path)
+    start = replace(SMALL, weights=str(tmp_path))
+    assert_same(build_segmenter(start, 3).state_dict(), weights(unbroken))
+    more, fresh = build_segmenter(start, 5).state_dict(), build_segmenter(SMALL, 5).state_dict()
+    for name, tensor in more.items():
+        assert torch.equal(tensor, (fresh if name.startswith('segmentation_head') else weights(unbroken))[name]), name
+    second = build_segmenter(start, 3, member=1).state_dict()
+    assert torch.equal(second['encoder.model.conv_stem.weight'], weights(unbroken)['encoder.model.conv_stem.weight'])
+    assert not torch.equal(second['segmentation_head.0.weight'], weights(unbroken)['segmentation_head.0.weight'])  # a pair must not start as twins
+    with pytest.raises(ValueError, match='another architecture: decoder_channels.*is absent|another architecture: encoder is "tu-mobilenetv3_small_050" there, "tu-regnetx_002" here'):
+        build_segmenter(replace(start, encoder='tu-regnetx_002'), 3)
+    with pytest.raises(ValueError, match='decoder_channels'): build_segmenter(replace(start, decoder_channels=(32, 24, 16, 12, 16)), 3)
+    with pytest.raises(ValueError, match='weights=.*None beside encoder_weights'): replace(start, encoder_weights='x')
+    with pytest.raises(FileNotFoundError, match='not a saved segmenter'): build_segmenter(replace(start, weights=str(tmp_path / 'no')), 3)
+    trained = train(examples(), SHAPES, replace(start, steps=1), tmp_path / 'next', objective='co_training', progress=False)
+    pair = replace(start, weights=str(tmp_path / 'next'))
+    for member in (0, 1): assert_same(build_segmenter(pair, 3, member).state_dict(), trained.network.members[member].state_dict())
+    for tensor in load_segmenter(tmp_path / 'next').network.state_dict().values(): assert tensor.isfinite().all()
+
+
+# ---------- Mask2Former
+
+@pytest.fixture(scope='module')
+def mask2former(tmp_path_factory):
+    """The folder of a tiny configuration."""
+    from transformers import Mask2FormerConfig, SwinConfig
+    swin = SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=4, out_features=['stage1', 'stage2', 'stage3', 'stage4'])
+    config = Mask2FormerConfig(backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16, dim_feedforward=16, encoder_layers=1, decoder_layers=2,
+                               num_attention_heads=2, num_queries=8)
+    folder = tmp_path_factory.mktemp('mask2former')
+    config.save_pretrained(folder)
+    return folder
+
+
+def test_mask2former_trains_is_saved_and_goes_on(tmp_path, mask2former):
+    settings = replace(SMALL, architecture='mask2former', encoder=str(mask2former), steps=40, learning_rate=3e-3, augmentation=replace(NO_AUGMENTATION, crop=32), checkpoint_every=10)
+    history = []
+    segmenter = train(examples(), SHAPES, settings, tmp_path / 'first', log=history.append, progress=False)
+    assert history[-1]['loss'] < .7 * history[0]['loss']
+    images = [example.image for example in examples()]
+    for a, b in zip(segmenter.probabilities(images), load_segmenter(tmp_path / 'first').probabilities(images)): torch.testing.assert_close(a, b)
+    start = build_segmenter(replace(settings, weights=str(tmp_path / 'first')), 7).state_dict()
+    same = [name for name, tensor in start.items() if tensor.shape == weights(segmenter)[name].shape and torch.equal(tensor, weights(segmenter)[name])]
+    assert {name for name in start if name not in same} == {'class_predictor.weight', 'class_predictor.bias'}
+
+
+def test_mask2former_takes_what_transformers_wrote(tmp_path, mask2former):
+    source = build_segmenter(replace(SMALL, architecture='mask2former', encoder=str(mask2former), seed=4), 9)
+    source.model.config.save_pretrained(tmp_path)
+    save_file({name: tensor.contiguous() for name, tensor in source.state_dict().items()}, tmp_path / 'model.safetensors', {'format': 'pt'})  # named as Mask2FormerForUniversalSegmentation names them
+    settings = replace(SMALL, architecture='mask2former', encoder_weights=str(tmp_path))
+    network = build_segmenter(settings, 3).eval()
+    assert_same(network.model.state_dict(), source.model.state_dict())
+    with torch.inference_mode():
+        x = torch.randn(1, 3, 64, 64)
+        said = network.model(x, output_hidden_states=True)
+        classes, masks = network.class_predictor(said.transformer_decoder_intermediate_states[-1][:, 0]).softmax(-1), said.masks_queries_logits[-1][0].sigmoid()
+        scores = sum(classes[q, :3, None, None] * masks[q] for q in range(8))
+        torch.testing.assert_close(network(x), F.interpolate(scores.clamp(min=1e-6).log()[None], (64, 64), mode='bilinear'), atol=1e-4, rtol=1e-3)
+    with pytest.raises(ValueError, match="encoder='swin-huge': for Mask2Former needed is a folder with config.json, or one of swin-tiny"): build_segmenter(replace(settings, encoder='swin-huge', encoder_weights=None), 3)
 
 
 # ---------- it learns
@@ -164,19 +361,44 @@ def test_it_learns(unbroken):
     assert np.mean(right) > .9
 
 
-def test_a_loss_of_ones_own_sees_reliability():
+def test_numbers_go_to_trackers():
+    from accelerate.tracking import GeneralTracker
+
+    class Notebook(GeneralTracker):
+        name, requires_logging_directory, main_process_only = 'notebook', False, False
+
+        def __init__(self):
+            super().__init__()
+            self.lines = []
+
+        @property
+        def tracker(self): return self.lines
+        def store_init_configuration(self, values): pass
+        def log(self, values, step=None, **kwargs): self.lines.append((step, sorted(values)))
+    one, other = Notebook(), Notebook()
+    train(examples(), SHAPES, replace(SMALL, steps=6), log=log_to(one, other), progress=False)
+    assert one.lines == other.lines == [(step, ['images_per_second', 'learning_rate', 'loss']) for step in (5, 6)]
+
+
+def test_an_objective_of_ones_own_sees_reliability():
     seen = []
-    def loss(logits, labels, reliability):
-        seen.append((logits.dtype, labels.dtype, sorted(set(reliability.unique().tolist()))))
-        return cross_entropy(logits, labels)
-    train(examples(), SHAPES, replace(SMALL, steps=1), loss=loss, progress=False)
+
+    class Own(Objective):
+        def __call__(self, networks, lesson):
+            logits = networks[0](lesson.images)
+            seen.append((logits.dtype, lesson.labels.dtype, sorted(set(lesson.reliability.unique().tolist()))))
+            return F.cross_entropy(logits, lesson.labels)
+    train(examples(), SHAPES, replace(SMALL, steps=1), objective=Own(), progress=False)
     assert seen[0][:2] == (torch.float32, torch.int64)
     assert set(seen[0][2]) <= {0, .5}  # what the crop adds is not to be trusted
+    with pytest.raises(ValueError, match='co_training'): train(examples(), SHAPES, SMALL, objective='cotraining', progress=False)
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
+    class Broken(Objective):
+        def __call__(self, networks, lesson): return networks[0](lesson.images).sum() * float('nan')
     with pytest.raises(FloatingPointError, match='lower learning_rate'):
-        train(examples(), SHAPES, replace(SMALL, checkpoint_every=1), tmp_path, loss=lambda logits, labels, reliability: logits.sum() * float('nan'), progress=False)
+        train(examples(), SHAPES, replace(SMALL, checkpoint_every=1), tmp_path, objective=Broken(), progress=False)
     assert not (tmp_path / CHECKPOINT).exists()
 
 
@@ -188,26 +410,6 @@ def test_labels_are_checked():
 
 
 # ---------- parts
-
-def test_the_loss_is_torchs_own():
-    logits, labels = torch.randn(2, 5, 8, 9), torch.randint(5, (2, 8, 9))
-    labels[0, :3] = IGNORE
-    torch.testing.assert_close(cross_entropy(logits, labels), F.cross_entropy(logits, labels))
-    ones = torch.ones(2, 8, 9)
-    torch.testing.assert_close(weighted_cross_entropy(logits, labels, ones), F.cross_entropy(logits, labels))
-    half = ones.clone()
-    half[1] = 0  # the second image is not believed
-    torch.testing.assert_close(weighted_cross_entropy(logits, labels, half), F.cross_entropy(logits[:1], labels[:1]))
-
-
-def test_a_batch_of_void_alone_has_no_gradient():
-    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    for loss in (cross_entropy, weighted_cross_entropy):
-        value = loss(logits, torch.full((1, 4, 4), IGNORE), torch.ones(1, 4, 4))
-        assert value == 0
-        value.backward()
-    assert logits.grad.eq(0).all()
-
 
 def test_the_learning_rate_rises_and_falls():
     for schedule in ('poly', 'cosine'):
