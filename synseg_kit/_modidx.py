@@ -646,6 +646,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'synseg_kit.inference.read_image': ('inference.html#read_image', 'synseg_kit/inference.py'),
                                       'synseg_kit.inference.save_pretrained': ('inference.html#save_pretrained', 'synseg_kit/inference.py'),
                                       'synseg_kit.inference.scaled_size': ('inference.html#scaled_size', 'synseg_kit/inference.py'),
+                                      'synseg_kit.inference.show_predictions': ( 'inference.html#show_predictions',
+                                                                                 'synseg_kit/inference.py'),
                                       'synseg_kit.inference.slide': ('inference.html#slide', 'synseg_kit/inference.py'),
                                       'synseg_kit.inference.to_onnx': ('inference.html#to_onnx', 'synseg_kit/inference.py'),
                                       'synseg_kit.inference.window_starts': ('inference.html#window_starts', 'synseg_kit/inference.py'),

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['MOST_VALUES', 'IMAGE_SUFFIXES', 'PREDICTIONS', 'MODEL_CARD', 'ONNX_TOLERANCE', 'Inference', 'window_starts', 'slide',
-           'one_pass', 'scaled_size', 'groups', 'mean_of_passes', 'probabilities', 'predict', 'find_images',
-           'read_image', 'Predictions', 'claim_folder', 'write_prediction', 'predict_files', 'save_pretrained',
-           'from_pretrained', 'Portable', 'to_onnx']
+           'one_pass', 'scaled_size', 'groups', 'mean_of_passes', 'probabilities', 'predict', 'show_predictions',
+           'find_images', 'read_image', 'Predictions', 'claim_folder', 'write_prediction', 'predict_files',
+           'save_pretrained', 'from_pretrained', 'Portable', 'to_onnx']
 
 # %% ../nbs/09a_inference.ipynb #ea02e11d
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -20,15 +20,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float32, Integer, UInt8
+from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .classes import ClassSet
-from .datasets import decode_labels, differences, encode_labels, open_picture
+from .datasets import Examples, decode_labels, differences, encode_labels, open_picture
 from .files import write_file, write_text
-from .pictures import mask_picture
+from .pictures import Case, mask_picture, show_cases
 from .refinement import CRFSettings, dense_crf
 from .training import Segmenter, load_segmenter, normalise, to_bytes
 
@@ -170,7 +171,7 @@ def mean_of_passes(
 # %% ../nbs/09a_inference.ipynb #2dc11db8
 def probabilities(
     segmenter: Segmenter,
-    images: Sequence, # PIL images, uint8 arrays [h, w, 3] or tensors [3, h, w]; sizes may differ
+    images: Iterable, # PIL images, uint8 arrays [h, w, 3] or tensors [3, h, w]; sizes may differ
     inference: Inference = Inference(),
 ) -> list[Float32[Tensor, "class h w"]]: # one for each image, at its own size, on the network's device
     "Compute how probable each class is at each pixel."
@@ -183,7 +184,7 @@ def probabilities(
 
 def predict(
     segmenter: Segmenter,
-    images: Sequence, # as for `probabilities`
+    images: Iterable, # as for `probabilities`
     inference: Inference = Inference(),
 ) -> list[Integer[np.ndarray, "h w"]]: # class ids, uint8 or uint16, one for each image, at its own size
     "Label every pixel of each image with its most probable class."
@@ -198,12 +199,26 @@ def predict(
 
 def _readable(images):
     "Take images of any usual kind; one image alone is refused."
-    if isinstance(images, (Image.Image, np.ndarray, Tensor)): raise ValueError('images is a sequence of images; got a single one: put it in a list')
+    if isinstance(images, Image.Image) or getattr(images, 'ndim', 4) < 4: raise ValueError('images is a sequence of images; got a single one: put it in a list')
     tensors = [to_bytes(image) for image in images]
     if empty := [n for n, image in enumerate(tensors) if not image.numel()]: raise ValueError(f'image {empty[0]} has no pixels: its shape is {list(tensors[empty[0]].shape)}')
     return tensors
 
-# %% ../nbs/09a_inference.ipynb #25bacfce
+# %% ../nbs/09a_inference.ipynb #6a9adb0d
+def show_predictions(
+    segmenter: Segmenter,
+    dataset: Examples, # a reader, or a list; the pseudo-masks of a synthetic dataset are shown as such
+    count: int = 4, # examples, from the first on
+    inference: Inference = Inference(),
+) -> Figure: # a row for each
+    "Draw examples beside what a segmenter says about them."
+    examples, prompts = [dataset[i] for i in range(min(count, len(dataset)))], getattr(dataset, 'prompts', None)
+    said = predict(segmenter, [example.image for example in examples], inference)
+    if prompts is None: cases = [Case(image=e.image, prediction=labels, truth=e.labels) for e, labels in zip(examples, said)]
+    else: cases = [Case(p, e.image, mask=e.labels, reliability=e.reliability, prediction=labels) for p, e, labels in zip(prompts, examples, said)]
+    return show_cases(cases, segmenter.class_set)
+
+# %% ../nbs/09a_inference.ipynb #1af279cf
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 def find_images(
@@ -228,7 +243,7 @@ def read_image(
     try: return ImageOps.exif_transpose(open_picture(path)).convert('RGB')
     except Image.DecompressionBombError as error: raise ValueError(f'{path} is too large to be read ({error})') from error
 
-# %% ../nbs/09a_inference.ipynb #14d1e4f3
+# %% ../nbs/09a_inference.ipynb #6d9e722c
 PREDICTIONS = 'predictions.json'
 
 @dataclass(frozen=True)
@@ -246,7 +261,7 @@ class Predictions:
 
     def __repr__(self): return f'Predictions({len(self.images)} masks of {self.class_set.name!r}, {len(self.skipped)} images skipped)'
 
-# %% ../nbs/09a_inference.ipynb #cf7e9ba1
+# %% ../nbs/09a_inference.ipynb #cf1597bb
 def claim_folder(
     folder: Path, # new, empty, or with the same predictions
     segmenter: Segmenter,
@@ -261,7 +276,7 @@ def claim_folder(
     if (known := folder / PREDICTIONS).is_file():
         there = json.loads(known.read_text(encoding='utf-8')).get('about', {})
         if changed := differences(there, about): raise FileExistsError(f'{folder} holds other predictions: {"; ".join(changed[:3])}. Choose another folder')
-    elif folder.is_dir() and (others := sorted(path.name for path in folder.iterdir())):
+    elif folder.is_dir() and (others := sorted(path.name for path in folder.iterdir() if not path.name.startswith('.'))):
         raise FileExistsError(f'{folder} holds other files, such as {others[0]}; choose a new or empty folder')
     else: write_text(known, json.dumps({'about': about}, indent=1) + '\n')
 
@@ -275,7 +290,7 @@ def write_prediction(
     write_file(predictions.overlay(name), lambda path: Image.fromarray(mask_picture(labels, predictions.class_set, image)).save(path, quality=90))
     write_file(predictions.mask(name), lambda path: encode_labels(labels, predictions.class_set).save(path))
 
-# %% ../nbs/09a_inference.ipynb #f0c0c3a1
+# %% ../nbs/09a_inference.ipynb #84612535
 def predict_files(
     segmenter: Segmenter,
     images: Mapping[str, Path], # as `find_images` gives them
@@ -322,7 +337,7 @@ def _labelled(segmenter, images, made, inference):
         if len(waiting) == inference.batch_size: yield from settle()
     if waiting: yield from settle()
 
-# %% ../nbs/09a_inference.ipynb #217b3bac
+# %% ../nbs/09a_inference.ipynb #7ff96bb6
 MODEL_CARD = """---
 library_name: synseg_kit
 pipeline_tag: image-segmentation
@@ -365,7 +380,7 @@ def from_pretrained(
     except OSError as error: raise FileNotFoundError(f'{source} is neither a folder nor a segmenter on the hub: {" ".join(str(error).split())[:200]}') from error
     return load_segmenter(files[0].parent, device, dtype)
 
-# %% ../nbs/09a_inference.ipynb #8f9286b7
+# %% ../nbs/09a_inference.ipynb #16a86fee
 class Portable(nn.Module):
     "A segmenter's network from bytes to probabilities, at one size."
     def __init__(self, network, size):
@@ -392,10 +407,10 @@ def to_onnx(
     except ImportError as error: raise ImportError(f"ONNX needs packages that are not here ({error.name}): pip install 'synseg_kit[onnx]'") from error
     network = deepcopy(segmenter.network).to('cpu', torch.float32, memory_format=torch.contiguous_format).eval()
     noise = torch.randint(256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    program = torch.onnx.export(Portable(network, size), (noise,), input_names=['images'], output_names=['probabilities'],
+    program = torch.onnx.export(Portable(network, size).eval(), (noise,), input_names=['images'], output_names=['probabilities'],
                                 dynamic_shapes={'images': {0: torch.export.Dim('n')}}, dynamo=True, verbose=False)
     program.model.metadata_props.update(classes=json.dumps(segmenter.class_set.labels), class_set=segmenter.class_set.name)
-    torch_says = torch.stack(replace(segmenter, network=network, raw=None, settings=replace(segmenter.settings, precision='fp32')).probabilities(noise)).numpy()
+    torch_says = torch.stack(replace(segmenter, network=network, raw=None, settings=replace(segmenter.settings, precision='fp32')).probabilities(list(noise))).numpy()
     def write(aside):
         program.save(aside, external_data=False)
         says = onnxruntime.InferenceSession(aside, providers=['CPUExecutionProvider']).run(None, {'images': noise.numpy()})[0]
