@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'TEMPLATE', 'to_paragraphs', 'to_image', 'to_data_uri', 'Picture', 'Gallery', 'to_text', 'Numbers', 'Table',
-           'Section', 'render_report', 'write_report']
+           'Section', 'render_report', 'write_report', 'side_by_side', 'legend_picture', 'evenly',
+           'write_prediction_page', 'write_benchmark_page']
 
 # %% ../nbs/13a_report.ipynb #ba06f4a8
 import base64
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -22,6 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .files import write_text
+from .pictures import colour_legend, new_figure
 
 # %% ../nbs/13a_report.ipynb #a1b1c703
 def to_paragraphs(
@@ -287,3 +290,79 @@ def write_report(
 ) -> Path:  # the file written
     """Write a report as one self-contained HTML file."""
     return write_text(path, render_report(title, sections, lead, facts))
+
+# %% ../nbs/13a_report.ipynb #80f55b18
+def side_by_side(
+    images: Sequence[Image.Image],  # of one height
+    side: int = 320,  # longest side of each in the picture, in pixels; smaller ones stay as they are
+) -> Image.Image:  # one picture, RGB
+    """Put reduced images into a row."""
+    small = []
+    for image in images:
+        small.append(image.convert('RGB'))
+        small[-1].thumbnail((side, side))
+    row = Image.new('RGB', (sum(image.width for image in small), max(image.height for image in small)), 'white')
+    for number, image in enumerate(small): row.paste(image, (sum(before.width for before in small[:number]), 0))
+    return row
+
+
+def legend_picture(
+    class_set: Any,  # whose names and colours
+    ids: Sequence[int],  # the classes to name
+    columns: int = 6,  # names in a row
+) -> Figure:
+    """Draw the names of colours as a picture of its own."""
+    figure = new_figure(1.35 * min(columns, len(ids)), .1 + .2 * -(-len(ids) // columns))
+    colour_legend(figure, ids, class_set, loc='center', ncols=columns)
+    return figure
+
+# %% ../nbs/13a_report.ipynb #2a148de2
+def evenly(
+    things: Sequence,  # any
+    most: int,  # how many are wanted
+) -> list:  # the first and others at even distances, in their order
+    """Choose from a long sequence."""
+    return [things[number * len(things) // most] for number in range(most)] if len(things) > most else list(things)
+
+
+def write_prediction_page(
+    path: Path | str,  # the HTML file to write
+    predictions: Any,  # as `inference.predict_files` gives them
+    most: int = 24,  # images that are shown
+    facts: Mapping[str, object] | None = None,  # name -> value, at the foot
+) -> Path:  # the file written
+    """Write what a segmenter said about many images as one page."""
+    from synseg_kit.inference import read_image  # brings torch, which no other report needs
+    classes, names = predictions.class_set, evenly(list(predictions.images), most)
+    pictures = [Picture(side_by_side([read_image(predictions.images[name]), Image.open(predictions.overlay(name))]), name, f'{name}, and the classes found in it') for name in names]
+    common = sorted((label for label in classes.labels if predictions.shown_in[label]), key=lambda label: -predictions.shares[label])
+    rows = [(label, predictions.shares[label], predictions.shown_in[label]) for label in common]
+    ids = [classes.labels.index(label) for label in common[:48]]
+    found = f'{len(predictions.images)} images' + (f', of which {len(names)} are shown' if len(names) < len(predictions.images) else '')
+    sections = [Section('Pictures', [found + '.', Picture(legend_picture(classes, ids), 'Colours of the classes.'), Gallery(pictures, 420)]),
+                Section('Classes', [Table(('class', 'share of pixels', 'images that show it'), rows, 'How much of everything there is.')])]
+    if predictions.skipped: sections.append(Section('Left out', [Table(('image', 'why'), [(str(file), why) for file, why in predictions.skipped.items()], 'Images that have no mask.')]))
+    return write_report(path, 'What is in these images', sections, f'Labels of {classes.name!r}, by a segmenter.', facts)
+
+# %% ../nbs/13a_report.ipynb #8f86421b
+def write_benchmark_page(
+    path: Path | str,  # the HTML file to write
+    title: str,  # heading of the page
+    lead: str,  # a sentence or two on what was done
+    card: Any,  # the `evaluation.Scorecard`
+    images: int,  # real images that it was scored on
+    made: Figure,  # synthetic samples
+    tested: Figure,  # real images with predictions
+    headline: Mapping[str, object],  # figures that stand first, beside mIoU
+    seconds: Mapping[str, float],  # of each stage
+    facts: Mapping[str, object] | None = None,  # name -> value, at the foot
+) -> Path:  # the file written
+    """Write a benchmark's table with pictures of how it came about."""
+    present = [(label, None if value != value else value) for label, value in card.iou.items()]
+    return write_report(path, title, [
+        Section('The score', [Numbers({'mIoU': card.miou, 'pixel accuracy': card.pixel_accuracy, **headline}),
+                              Table(('class', 'IoU'), present, f'IoU per class on {images} real images, protocol {card.protocol}; a dash: the class is nowhere.')]),
+        Section('Synthetic samples', [Picture(made, 'Prompt, image, pseudo-mask, its reliability (bright is sure), and what the trained segmenter says.')]),
+        Section('On real images', [Picture(tested, 'Image, prediction of the segmenter that saw synthetic images only, truth.')]),
+        Section('Time', [Table(('stage', 'seconds'), list(seconds.items()), 'Where the time went.')]),
+    ], lead, facts)

@@ -13,7 +13,7 @@ from tiny import tiny_pipeline
 from synseg_kit import cli
 from synseg_kit.toyworld import shipped
 
-COMMANDS = ('generate', 'train', 'evaluate', 'render', 'run', 'results', 'words')
+COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'results', 'words')
 
 
 def synseg(*arguments, folder=None):
@@ -89,6 +89,15 @@ def test_version(capsys):
     (('train', '--out', 'x', '--data', 'missing'), 'missing'),
     (('evaluate', '--model', 'missing', '--data', 'missing'), 'missing is not a saved segmenter'),
     (('evaluate', '--model', 'm', '--data', 'd', '--protocol', 'coco'), "invalid choice: 'coco'"),
+    (('evaluate', '--model', 'm', '--data', 'd', '--scales', '1,x'), "'1,x' is not a list of magnifications such as 0.75,1,1.25"),
+    (('evaluate', '--model', 'm', '--data', 'd', '--window', '12x'), "'12x' is neither a number of pixels nor height x width"),
+    (('evaluate', '--model', 'm', '--data', 'd', '--stride', '8'), 'needed is a window as well'),
+    (('predict', 'missing', 'images'), 'the following arguments are required: --out'),
+    (('predict', 'missing', 'images', '--out', 'x'), 'there is no file or folder images'),
+    (('predict', 'missing', str(shipped('toy-sd').parent), '--out', 'x'), 'holds no images'),
+    (('export', 'missing', '--onnx', 'x.onnx'), 'missing is not a saved segmenter'),
+    (('export', 'run/missing', '--onnx', 'x.onnx'), 'run/missing is neither a folder nor a segmenter on the hub'),
+    (('export', str(shipped('toy-oracle/objects')), '--onnx', 'x.pt'), 'x.pt should end in .onnx'),
     (('render', '--out', 'x', '--layout', 'imagenet-s', '--look', 'streets'), 'imagenet-s shows objects'),
     (('run', 'missing.ipynb'), 'there is no notebook missing.ipynb'),
     (('run', 'quikstart'), 'did you mean quickstart?'),
@@ -257,3 +266,69 @@ def test_each_layout_is_read_by_its_protocol(tmp_path, capsys, layout, look, pro
     assert cli.main(arguments) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures['protocol'] == protocol and figures['images'] == 6 and figures['pixel_accuracy'] > 0.85
+
+
+ORACLE = str(shipped('toy-oracle/objects'))
+
+
+@pytest.fixture(scope='module')
+def real(tmp_path_factory):
+    """A few renders with true masks."""
+    folder = tmp_path_factory.mktemp('real') / 'real'
+    assert cli.main(['render', '--out', str(folder), '--count', '6']) == 0
+    return folder
+
+
+def test_ways_of_looking_change_the_score_as_in_the_library(real, capsys):
+    from functools import partial
+
+    from synseg_kit.datasets import VOCFolder
+    from synseg_kit.evaluation import evaluate
+    from synseg_kit.inference import Inference, predict
+    from synseg_kit.training import load_segmenter
+    capsys.readouterr()
+    assert cli.main(['evaluate', '--model', ORACLE, '--data', str(real), '--json', '--device', 'cpu', '--scales', '0.5,1', '--flip', '--window', '96', '--stride', '48x64',
+                     '--short-side', '160', '--crf', '--batch-size', '4']) == 0
+    said, oracle = json.loads(capsys.readouterr().out), load_segmenter(ORACLE)
+    way = Inference((.5, 1.), True, 96, (48, 64), True, 160, 4)
+    card = evaluate(partial(predict, oracle, inference=way), VOCFolder(real, 'val', oracle.class_set), oracle.class_set, progress=False)
+    assert said['miou'] == card.miou
+
+
+def test_predict_labels_files_and_folders(real, tmp_path, capsys):
+    photos = sorted((real / 'VOCdevkit/VOC2012/JPEGImages').iterdir())
+    (tmp_path / 'more').mkdir()
+    for photo in photos[2:]: (tmp_path / 'more' / photo.name).write_bytes(photo.read_bytes())
+    (tmp_path / 'more/cut.jpg').write_bytes(photos[0].read_bytes()[:900])
+    arguments = ['predict', ORACLE, *map(str, photos[:2]), str(tmp_path / 'more'), '--out', str(tmp_path / 'out'), '--device', 'cpu']
+    capsys.readouterr()
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith('6 masks in ') and 'synseg: skipped' in said.err and 'cut.jpg is not an image that can be read' in said.err
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['index.html', 'masks', 'overlays', 'predictions.json']
+    page = (tmp_path / 'out/index.html').read_text()
+    assert all(photo.stem in page for photo in photos) and 'cut.jpg' in page and page.count('src="data:image/png') == 7
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out/masks').iterdir()}
+    assert cli.main(arguments) == 0 and before == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out/masks').iterdir()}
+    assert (tmp_path / 'out/index.html').read_text() == page
+    capsys.readouterr()
+    assert 'holds other predictions: inference.flip is false there, true here' in error_line(capsys, *arguments, '--flip')
+    assert 'holds other files' in error_line(capsys, *arguments[:3], '--out', tmp_path / 'more', '--device', 'cpu')
+
+
+def test_masks_of_predict_are_right(real, tmp_path):
+    """The masks, read as PNG, against the truth: as many pixels right as the oracle gets."""
+    import numpy as np
+    from PIL import Image
+    assert cli.main(['predict', ORACLE, str(real / 'VOCdevkit/VOC2012/JPEGImages'), '--out', str(tmp_path / 'out'), '--device', 'cpu']) == 0
+    right = [np.array(Image.open(mask)) == np.array(Image.open(real / 'VOCdevkit/VOC2012/SegmentationClass' / mask.name)) for mask in (tmp_path / 'out/masks').iterdir()]
+    assert len(right) == 6 and np.mean(right) > .9
+
+
+def test_export_writes_a_file_that_runs(tmp_path, capsys):
+    pytest.importorskip('onnxscript', reason="needs pip install 'synseg_kit[onnx]'")
+    onnxruntime = pytest.importorskip('onnxruntime', reason="needs pip install 'synseg_kit[onnx]'")
+    assert cli.main(['export', ORACLE, '--onnx', str(tmp_path / 'toys.onnx'), '--size', '32x64']) == 0
+    assert 'toys.onnx says what the segmenter says' in capsys.readouterr().out
+    shapes = onnxruntime.InferenceSession(tmp_path / 'toys.onnx', providers=['CPUExecutionProvider']).get_outputs()[0].shape
+    assert shapes[1:] == [13, 32, 64]

@@ -1,0 +1,56 @@
+"""The run notebooks of the benchmarks: from class names to a table, on folders of each benchmark's own layout."""
+import json
+
+import pytest
+
+from synseg_kit import runs, toyworld
+
+WRITERS = {'voc': toyworld.write_voc, 'imagenet_s': toyworld.write_imagenet_s, 'cityscapes': toyworld.write_cityscapes}
+PROTOCOLS = {'voc': 'voc', 'imagenet_s': 'imagenet-s', 'cityscapes': 'cityscapes'}
+SPLITS = {'voc': 'val', 'imagenet_s': 'validation', 'cityscapes': 'val'}
+LEAST = {'images': 2, 'block_size': 2, 'inference_steps': 2, 'train_steps': 1, 'batch_size': 2}
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_sets_go_from_toys_to_the_real_benchmark(name):
+    job = runs.read_run(name)
+    smoke, small, paper = (job.resolve(set_name) for set_name in ('smoke', 'small', 'paper'))
+    assert (smoke['model'], smoke['data'], smoke['device']) == ('toy', '', 'cpu') and small['model'] == 'toy'
+    assert paper['model'] != 'toy' and paper['data'] and paper['device'] == 'cuda' and paper['encoder_weights'] == 'imagenet'
+    assert smoke['images'] < small['images'] < paper['images'] and all(parameter.help for parameter in job.parameters)
+
+
+@pytest.fixture(scope='module', params=WRITERS)
+def done(request, tmp_path_factory):
+    """A run at its smallest, on a folder that was there before."""
+    folder = tmp_path_factory.mktemp(request.param)
+    WRITERS[request.param](folder / 'real', toyworld.held_out_seeds(3), split=SPLITS[request.param])
+    changes = {'test_scales': (.5, 1.), 'test_flip': True, 'test_window': 64} if request.param == 'cityscapes' else {}
+    return request.param, folder / 'out', runs.run(request.param, folder / 'out', 'smoke', {**LEAST, 'data': str(folder / 'real'), **changes}, progress=False)
+
+
+def test_a_run_ends_in_the_benchmarks_table(done):
+    name, out, result = done
+    metrics = result['metrics']
+    assert metrics['protocol'] == PROTOCOLS[name] and metrics['n_images'] == 2 and metrics['n_test_images'] == 3 and 0 <= metrics['miou'] <= 1
+    assert len(metrics['iou']) == (8 if name == 'cityscapes' else 13)
+    page = (out / 'report.html').read_text()
+    assert f'{metrics["miou"]:.3f}' in page and PROTOCOLS[name] in page and page.count('src="data:image/png') == 2
+
+
+def test_the_score_is_that_of_the_segmenter_it_leaves(done):
+    """Scored once more, from the files that the run left, by the command line."""
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    from synseg_kit import cli
+    name, out, result = done
+    extra = ['--short-side', '80', *(['--scales', '0.5,1', '--flip', '--window', '64'] if name == 'cityscapes' else [])]
+    with redirect_stdout(StringIO()) as said:
+        assert cli.main(['evaluate', '--model', str(out / 'segmenter'), '--data', result['parameters']['data'], '--protocol', PROTOCOLS[name], '--json', '--device', 'cpu', *extra]) == 0
+    assert json.loads(said.getvalue())['miou'] == result['metrics']['miou']
+
+
+def test_a_real_model_without_a_benchmark_is_refused_before_it_is_loaded(tmp_path):
+    with pytest.raises(runs.RunFailed, match='under “The benchmark” raised ValueError: data is empty, and some/model does not know toys'):
+        runs.run('voc', tmp_path / 'out', 'smoke', {'model': 'some/model'}, progress=False)
