@@ -78,7 +78,8 @@ class Filter(ABC):
         "Begin a stream of samples."
         return self
 
-    def remember(self, number: int): "Learn that the sample judged last is kept."
+    def remember(self, number: int):  # noqa: B027, most have nothing to do
+        "Learn that the sample judged last is kept."
 
     def state(self,
               since: int = 0,  # number of a sample
@@ -86,7 +87,8 @@ class Filter(ABC):
         "Give what is remembered of the samples from one on."
         return {}
 
-    def restore(self, state: Mapping): "Remember beside that what another one did."
+    def restore(self, state: Mapping):  # noqa: B027, likewise
+        "Remember beside that what another one did."
 
 
 def label_shares(mask: PseudoMask,

@@ -31,7 +31,7 @@ from .datasets import Examples, decode_labels, differences, encode_labels, open_
 from .files import write_file, write_text
 from .pictures import Case, mask_picture, show_cases
 from .refinement import CRFSettings, dense_crf
-from .training import Segmenter, load_segmenter, normalise, to_bytes
+from .training import MASK2FORMER, Segmenter, load_segmenter, normalise, to_bytes
 
 # %% ../nbs/09a_inference.ipynb #e80c3eb5
 @dataclass(frozen=True)
@@ -376,9 +376,12 @@ def from_pretrained(
     "Read a segmenter from a folder or from the hub."
     if Path(source).is_dir() or str(source).count('/') != 1 or str(source).startswith(('.', '/')): return load_segmenter(source, device, dtype)
     from transformers.utils import cached_file  # takes seconds, and folders do not need it
-    try: files = [Path(cached_file(str(source), name)) for name in ('model.safetensors', 'segmenter.json')]
+    fetch = lambda name: Path(cached_file(str(source), name))
+    try:
+        weights, about = fetch('model.safetensors'), fetch('segmenter.json')
+        if json.loads(about.read_text(encoding='utf-8'))['settings']['architecture'] == MASK2FORMER: fetch('config.json')  # the network's plan
     except OSError as error: raise FileNotFoundError(f'{source} is neither a folder nor a segmenter on the hub: {" ".join(str(error).split())[:200]}') from error
-    return load_segmenter(files[0].parent, device, dtype)
+    return load_segmenter(weights.parent, device, dtype)
 
 # %% ../nbs/09a_inference.ipynb #16a86fee
 class Portable(nn.Module):

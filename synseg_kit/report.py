@@ -358,9 +358,13 @@ def write_benchmark_page(
     facts: Mapping[str, object] | None = None,  # name -> value, at the foot
 ) -> Path:  # the file written
     """Write a benchmark's table with pictures of how it came about."""
-    present = [(label, None if value != value else value) for label, value in card.iou.items()]
+    figures, present = card.metrics(), [(label, None if value != value else value) for label, value in card.iou.items()]
+    between = figures.get('miou_interval')  # none for a single image
+    interval = {'its 90 % interval over images': f'{between[0]:.3f} to {between[1]:.3f}'} if between else {}
+    others = [(name.replace('_', ' '), figures[name]) for name in card.figures]
+    beside = [Table(('figure', 'value'), others, 'What the benchmark reports as well; a dash: nothing of the kind is there.')] if others else []
     return write_report(path, title, [
-        Section('The score', [Numbers({'mIoU': card.miou, 'pixel accuracy': card.pixel_accuracy, **headline}),
+        Section('The score', [Numbers({'mIoU': card.miou, **interval, 'pixel accuracy': card.pixel_accuracy, **headline}), *beside,
                               Table(('class', 'IoU'), present, f'IoU per class on {images} real images, protocol {card.protocol}; a dash: the class is nowhere.')]),
         Section('Synthetic samples', [Picture(made, 'Prompt, image, pseudo-mask, its reliability (bright is sure), and what the trained segmenter says.')]),
         Section('On real images', [Picture(tested, 'Image, prediction of the segmenter that saw synthetic images only, truth.')]),

@@ -745,7 +745,7 @@ def train(
 ) -> Segmenter: # with averaged weights, and those of the last step in `raw`
     "Train a segmenter; killed and started again, it ends with the same weights."
     rank, world, device = join_processes(device)
-    if isinstance(objective, str): objective = objective_by_name(objective)
+    if isinstance(objective, str): objective = suited_objective(objective, class_set)
     about = _about_training(dataset, class_set, settings, objective)
     learners = make_learners(settings, class_set.num_classes, objective.networks, device, world)
     state = state_of(learners)
@@ -774,6 +774,14 @@ def train(
     return segmenter
 
 # %% ../nbs/09_training.ipynb #bda0f7d7
+def suited_objective(
+    name: str, # a key of `robust.OBJECTIVES`
+    class_set: ClassSet, # what the labels mean
+) -> Objective:
+    "Make an objective by name; id 0 is treated as background only where it is one."
+    made = objective_by_name(name)
+    return replace(made, background=None) if class_set.background is None and hasattr(made, 'background') else made
+
 def _about_training(dataset, class_set, settings, objective):
     "Describe what must not change between a training and its continuation; how samples are loaded may."
     free = ('num_workers', 'cache_gb', 'checkpoint_every')

@@ -1,7 +1,9 @@
 """The run notebooks of the benchmarks: from class names to a table, on folders of each benchmark's own layout."""
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from synseg_kit import runs, toyworld
 
@@ -17,6 +19,7 @@ def test_sets_go_from_toys_to_the_real_benchmark(name):
     smoke, small, paper = (job.resolve(set_name) for set_name in ('smoke', 'small', 'paper'))
     assert (smoke['model'], smoke['data'], smoke['device']) == ('toy', '', 'cpu') and small['model'] == 'toy'
     assert paper['model'] != 'toy' and paper['data'] and paper['device'] == 'cuda' and paper['encoder_weights'] == 'imagenet'
+    assert smoke['objective'] == 'plain' and paper['objective'] == 'co_training'
     assert smoke['images'] < small['images'] < paper['images'] and all(parameter.help for parameter in job.parameters)
 
 
@@ -25,8 +28,9 @@ def done(request, tmp_path_factory):
     """A run at its smallest, on a folder that was there before."""
     folder = tmp_path_factory.mktemp(request.param)
     WRITERS[request.param](folder / 'real', toyworld.held_out_seeds(3), split=SPLITS[request.param])
-    changes = {'test_scales': (.5, 1.), 'test_flip': True, 'test_window': 64} if request.param == 'cityscapes' else {}
-    return request.param, folder / 'out', runs.run(request.param, folder / 'out', 'smoke', {**LEAST, 'data': str(folder / 'real'), **changes}, progress=False)
+    WRITERS[request.param](folder / 'real', toyworld.held_out_seeds(2, offset=3), split='test')
+    changes = {'voc': {'objective': 'co_training'}, 'cityscapes': {'test_scales': (.5, 1.), 'test_flip': True, 'test_window': 64}}.get(request.param, {})
+    return request.param, folder / 'out', runs.run(request.param, folder / 'out', 'smoke', {**LEAST, 'data': str(folder / 'real'), 'server_split': 'test', **changes}, progress=False)
 
 
 def test_a_run_ends_in_the_benchmarks_table(done):
@@ -35,7 +39,34 @@ def test_a_run_ends_in_the_benchmarks_table(done):
     assert metrics['protocol'] == PROTOCOLS[name] and metrics['n_images'] == 2 and metrics['n_test_images'] == 3 and 0 <= metrics['miou'] <= 1
     assert len(metrics['iou']) == (8 if name == 'cityscapes' else 13)
     page = (out / 'report.html').read_text()
+    low, high = metrics['miou_interval']
+    assert low <= metrics['miou'] <= high and f'{low:.3f} to {high:.3f}' in page
+    figures = {'voc': (), 'imagenet_s': ('image_accuracy', 'f_measure', 'boundary_miou'), 'cityscapes': ('category_miou', 'iou_flat', 'iou_vehicle')}[name]
+    assert all(figure in metrics and figure.replace('_', ' ') in page for figure in figures)
     assert f'{metrics["miou"]:.3f}' in page and PROTOCOLS[name] in page and page.count('src="data:image/png') == 2
+
+
+def test_predictions_wait_for_the_server(done):
+    """Counted by hand from the files: what is scored is what is handed in, and the part without labels is there as well."""
+    name, out, result = done
+    patterns = {'voc': 'results/VOC2012/Segmentation/comp6_{}_cls/*.png', 'imagenet_s': '{}/*/*.png', 'cityscapes': '{}/*_pred_labelIds.png'}
+    found = {split: sorted((out / 'predictions').glob(patterns[name].format(split))) for split in (SPLITS[name], 'test')}
+    assert [len(files) for files in found.values()] == [3, 2] and len([path for path in (out / 'predictions').rglob('*') if path.is_file()]) == 5
+    truth = {'voc': 'VOCdevkit/VOC2012/SegmentationClass/{}.png', 'imagenet_s': 'validation-segmentation/*/{}.png', 'cityscapes': 'gtFine/val/*/{}_gtFine_labelIds.png'}[name]
+    right, known = 0, 0
+    for path in found[SPLITS[name]]:
+        said = np.array(Image.open(path)).astype(int)
+        there, = (out.parent / 'real').glob(truth.format(path.stem.removesuffix('_leftImg8bit').removesuffix('_pred_labelIds')))
+        there = np.array(Image.open(there)).astype(int)
+        if name == 'imagenet_s': said, there = (ids[..., 0] + 256 * ids[..., 1] for ids in (said, there))
+        scored = {'voc': there != 255, 'imagenet_s': there != 1000, 'cityscapes': np.isin(there, [*toyworld.STREET_LABEL_IDS.values()])}[name]
+        right, known = right + (said == there)[scored].sum(), known + scored.sum()
+    assert right / known == pytest.approx(result['metrics']['pixel_accuracy'])
+
+
+def test_networks_of_a_pair_answer_together(done):
+    name, out, _ = done
+    assert json.loads((out / 'segmenter/segmenter.json').read_text())['networks'] == (2 if name == 'voc' else 1)
 
 
 def test_the_score_is_that_of_the_segmenter_it_leaves(done):

@@ -87,6 +87,8 @@ def test_version(capsys):
     (('generate', '--out', 'x', '--prompts', 'missing.txt'), 'there is no file missing.txt'),
     (('generate', '--out', 'x', '--model', './missing'), 'missing'),
     (('train', '--out', 'x', '--data', 'missing'), 'missing'),
+    (('train', '--out', 'x', '--data', 'd', '--objective', 'cotraining'), "invalid choice: 'cotraining'"),
+    (('generate', '--out', 'x', '--prompts', str(shipped('toy-sd') / 'model_index.json')), 'needed is COCO'),
     (('evaluate', '--model', 'missing', '--data', 'missing'), 'missing is not a saved segmenter'),
     (('evaluate', '--model', 'm', '--data', 'd', '--protocol', 'coco'), "invalid choice: 'coco'"),
     (('evaluate', '--model', 'm', '--data', 'd', '--scales', '1,x'), "'1,x' is not a list of magnifications such as 0.75,1,1.25"),
@@ -132,6 +134,14 @@ def test_defaults_are_those_of_the_library_and_the_help_names_them(capsys):
         assert f'(default: {value})' in text
 
 
+def test_objectives_are_those_of_the_library_and_the_help_explains_each(capsys):
+    from synseg_kit.robust import OBJECTIVES
+    assert cli.OBJECTIVES == tuple(OBJECTIVES)
+    with pytest.raises(SystemExit): cli.main(['train', '--help'])
+    text = capsys.readouterr().out.rpartition('--objective NAME')[2].partition('--steps')[0]
+    assert all(name in text for name in OBJECTIVES) and text.rstrip().endswith('plain)')
+
+
 def test_an_error_nobody_foresaw_is_named(capsys, monkeypatch):
     def broken(arguments): raise KeyError('x')
     monkeypatch.setattr(cli, 'results', broken)
@@ -146,7 +156,7 @@ def test_an_interrupted_command_says_so(capsys, monkeypatch):
 
 def test_a_caption_file_without_classes_is_refused(capsys, tmp_path):
     (tmp_path / 'captions.txt').write_text('Heavy rain at night.\n')
-    assert 'names a class of toy' in error_line(capsys, 'generate', '--out', tmp_path / 'x', '--prompts', tmp_path / 'captions.txt')
+    assert "names a class of 'toy'" in error_line(capsys, 'generate', '--out', tmp_path / 'x', '--prompts', tmp_path / 'captions.txt')
     assert not (tmp_path / 'x').exists()
 
 
@@ -224,6 +234,29 @@ def test_the_line_leaves_what_it_says(line):
     assert len(list((line / 'real').rglob('SegmentationClass/*.png'))) == 3
 
 
+def test_train_takes_an_objective_by_name(line, tmp_path):
+    arguments = ['train', '--data', str(line / 'data'), '--encoder', 'resnet18', '--steps', '1', '--batch-size', '2', '--crop', '32', '--device', 'cpu']
+    assert cli.main([*arguments, '--objective', 'co_training', '--out', str(tmp_path / 'pair')]) == 0
+    about = json.loads((tmp_path / 'pair/segmenter.json').read_text())
+    assert about['networks'] == 2 and about['objective'].startswith('CoTraining(')
+    assert json.loads((line / 'segmenter/segmenter.json').read_text())['objective'] == 'Plain()'
+
+
+def test_captions_are_read_in_every_form_and_what_is_left_out_is_counted(line, tmp_path, capsys):
+    texts = ['a cat and a ball', 'heavy rain', 'a ball on the grass', 'A cat and a  ball']
+    (tmp_path / 'lines.jsonl').write_text(''.join(json.dumps({'caption': text, 'file': 'x.jpg'}) + '\n' for text in texts))
+    (tmp_path / 'coco.json').write_text(json.dumps({'images': [], 'annotations': [{'id': n, 'image_id': 7, 'caption': text} for n, text in enumerate(texts)]}))
+    for form in ('lines.jsonl', 'coco.json'):
+        capsys.readouterr()
+        out = tmp_path / form.split('.')[0]
+        arguments = generate(line)
+        arguments[arguments.index('--prompts') + 1], arguments[arguments.index('--out') + 1], arguments[arguments.index('--count') + 1] = str(tmp_path / form), str(out), '2'
+        assert cli.main([*arguments, '--steps', '2']) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert said == [f'2 images with pseudo-masks in {out}', '3 mentions of 2 classes in 2 prompts from 4 captions; left out: 1 there already, 1 without a class word']
+        assert [json.loads(one)['text'] for one in (out / 'metadata.jsonl').read_text().splitlines()] == ['a cat and a ball', 'a ball on the grass']
+
+
 def test_captions_are_used_in_order_and_again(line):
     lines = [json.loads(text) for text in (line / 'data/metadata.jsonl').read_text().splitlines()]
     assert [one['text'] for one in lines] == ['a cat and a ball', 'a ball on the grass'] * 2
@@ -243,6 +276,36 @@ def test_the_line_ends_in_a_score(line, capsys):
     assert cli.main([*arguments, '--json']) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures['images'] == 3 and 0 <= figures['miou'] <= 1 and figures['protocol'] == 'voc'
+
+
+@pytest.mark.parametrize(('protocol', 'look', 'layout', 'figures'), [('voc', 'objects', 'voc', ()), ('imagenet-s', 'objects', 'imagenet-s', ('image_accuracy', 'boundary_miou')),
+                                                                      ('cityscapes', 'streets', 'cityscapes', ('category_miou', 'iou_vehicle'))])
+def test_a_score_comes_with_its_interval_its_figures_and_the_servers_files(tmp_path, capsys, protocol, look, layout, figures):
+    assert cli.main(['render', '--look', look, '--layout', layout, '--count', '3', '--out', str(tmp_path / 'real')]) == 0
+    arguments = ['evaluate', '--model', str(shipped(f'toy-oracle/{look}')), '--data', str(tmp_path / 'real'), '--protocol', protocol, '--device', 'cpu']
+    capsys.readouterr()
+    assert cli.main([*arguments, '--json', '--save-to', str(tmp_path / 'said')]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf'^90 % interval +{values["miou_interval"][0]:.3f} to {values["miou_interval"][1]:.3f}$', text, re.M)
+    for name in figures:
+        shown = 'absent' if values[name] is None else f'{values[name]:.3f}'
+        assert re.search(rf'^{name.replace("_", " ")} +{shown}$', text, re.M), name
+    endings = {'voc': 'results/VOC2012/Segmentation/comp6_val_cls/*.png', 'imagenet-s': '*/*.png', 'cityscapes': '*_pred_labelIds.png'}
+    assert len(list((tmp_path / 'said').glob(endings[protocol]))) == 3
+
+
+def test_a_part_without_labels_is_written_for_its_server(tmp_path, capsys):
+    assert cli.main(['render', '--split', 'test', '--count', '2', '--out', str(tmp_path / 'real')]) == 0
+    arguments = ['evaluate', '--model', ORACLE, '--data', str(tmp_path / 'real'), '--split', 'test', '--device', 'cpu']
+    capsys.readouterr()
+    assert "split 'test' has no labels, so there is no score; --save-to FOLDER" in error_line(capsys, *arguments)
+    assert cli.main([*arguments, '--save-to', str(tmp_path / 'said')]) == 0
+    assert capsys.readouterr().out == f'2 predictions for the server in {tmp_path / "said"}; no score, since split test has no labels\n'
+    assert len(list((tmp_path / 'said/results/VOC2012/Segmentation/comp6_test_cls').iterdir())) == 2
+    assert cli.main([*arguments, '--save-to', str(tmp_path / 'said'), '--json']) == 0
+    assert json.loads(capsys.readouterr().out) == {'protocol': 'voc', 'images': 2}
 
 
 def test_another_dataset_in_the_folder_is_refused(line, capsys):

@@ -18,7 +18,7 @@ from synseg_kit.classes import ClassSet
 from synseg_kit.datasets import decode_labels, open_picture
 from synseg_kit.inference import Inference, find_images, from_pretrained, predict, predict_files, probabilities, save_pretrained, slide, to_onnx, window_starts
 from synseg_kit.refinement import CRFSettings
-from synseg_kit.training import Segmenter, SegmenterSettings, build_segmenter, to_bytes
+from synseg_kit.training import Segmenter, SegmenterSettings, build_segmenter, to_bytes, together
 
 CLASSES = ClassSet('four', ('a', 'b', 'c'))
 FP32 = SegmenterSettings(precision='fp32', channels_last=False)
@@ -298,6 +298,27 @@ def test_a_name_on_the_hub_is_read_from_its_cache(small, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_mask2former_on_the_hub_comes_with_its_plan(tmp_path, monkeypatch):
+    from transformers import Mask2FormerConfig, SwinConfig
+    swin = SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=4, out_features=['stage1', 'stage2', 'stage3', 'stage4'])
+    Mask2FormerConfig(backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16, dim_feedforward=16, encoder_layers=1, decoder_layers=2,
+                      num_attention_heads=2, num_queries=8).save_pretrained(tmp_path / 'plan')
+    settings = SegmenterSettings(architecture='mask2former', encoder=str(tmp_path / 'plan'), precision='fp32')
+    made = segmenter_of(build_segmenter(settings, 4), settings=settings)
+    save_pretrained(made, tmp_path / 'hub')
+    asked = []
+
+    def cached_file(source, name):  # what is not asked for stays on the hub
+        asked.append(name)
+        (tmp_path / 'cache').mkdir(exist_ok=True)
+        (tmp_path / 'cache' / name).write_bytes((tmp_path / 'hub' / name).read_bytes())
+        return str(tmp_path / 'cache' / name)
+    monkeypatch.setattr('transformers.utils.cached_file', cached_file)
+    again = from_pretrained('them/streets')
+    assert sorted(asked) == ['config.json', 'model.safetensors', 'segmenter.json']
+    np.testing.assert_array_equal(again.predict([picture(32, 64)])[0], made.predict([picture(32, 64)])[0])
+
+
 @pytest.mark.skipif(not HAS_ONNX, reason="needs pip install 'synseg_kit[onnx]'")
 @pytest.mark.parametrize('size', [64, (33, 70)])
 def test_onnx_says_what_torch_says(small, tmp_path, size):
@@ -310,6 +331,20 @@ def test_onnx_says_what_torch_says(small, tmp_path, size):
     said, = session.run(None, {'images': images.numpy()})
     np.testing.assert_allclose(said, torch.stack(small.probabilities(list(images))).numpy(), atol=1e-4)
     assert json.loads(session.get_modelmeta().custom_metadata_map['classes']) == list(CLASSES.labels)
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs pip install 'synseg_kit[onnx]'")
+def test_onnx_of_a_pair_says_what_the_pair_says(small, tmp_path):
+    import onnxruntime
+    torch.manual_seed(1)
+    settings = small.settings
+    pair = segmenter_of(together([small.network, build_segmenter(settings, 4, member=1)]), settings=settings)
+    alike = torch.stack(pair.probabilities([picture(32, 64)]))
+    assert not torch.allclose(alike, torch.stack(small.probabilities([picture(32, 64)])), atol=1e-3)
+    save_pretrained(pair, tmp_path / 'pair')
+    written = to_onnx(from_pretrained(tmp_path / 'pair'), tmp_path / 'pair.onnx', (32, 64))
+    said, = onnxruntime.InferenceSession(written, providers=['CPUExecutionProvider']).run(None, {'images': to_bytes(picture(32, 64))[None].numpy()})
+    np.testing.assert_allclose(said, alike.numpy(), atol=1e-4)
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs pip install 'synseg_kit[onnx]'")

@@ -13,7 +13,7 @@ from timm.data import ImageNetInfo
 from transformers import CLIPTokenizer
 
 from synseg_kit import cli
-from synseg_kit.classes import CLASS_SETS, ClassSet, cityscapes, forms, imagenet_s, toy_objects, voc
+from synseg_kit.classes import CLASS_SETS, ClassSet, cityscapes, class_set, forms, imagenet_s, toy_objects, voc
 from synseg_kit.lexicon import (
     UnknownWord,
     by_hand,
@@ -178,6 +178,14 @@ RULES = [
 @pytest.mark.parametrize(('set_', 'name', 'words'), RULES, ids=[f'{s}-{n}' for s, n, _ in RULES])
 def test_what_a_benchmark_labels_otherwise_is_no_word_of_the_class(set_, name, words):
     assert not {word.text for word in SETS[set_][name].accepted} & {*words}
+    assert not {*class_set(set_).words_of(name)} & {*words}
+
+
+@pytest.mark.parametrize('set_', ['voc', 'cityscapes', 'coco'])
+def test_words_that_come_with_a_class_set_are_not_refused(set_):
+    classes = class_set(set_)
+    refused = {name: {word.text: word.refused for word in SETS[set_][name].refused} for name in classes.names}
+    assert not {(name, word): refused[name][word] for name in classes.names for word in classes.words_of(name) if word in refused[name]}
 
 
 def test_one_class_set_may_decide_otherwise():

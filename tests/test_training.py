@@ -394,6 +394,13 @@ def test_an_objective_of_ones_own_sees_reliability():
     with pytest.raises(ValueError, match='co_training'): train(examples(), SHAPES, SMALL, objective='cotraining', progress=False)
 
 
+@pytest.mark.parametrize('name', ['co_training', 'adele'])
+def test_id_0_is_background_only_where_there_is_one(name):
+    streets = ClassSet('streets', ('floor', 'square', 'stripe'), background=None)
+    for classes, says in ((SHAPES, 'background=0'), (streets, 'background=None')):
+        assert says in train(examples(), classes, replace(SMALL, steps=1), objective=name, progress=False).objective
+
+
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
     class Broken(Objective):
         def __call__(self, networks, lesson): return networks[0](lesson.images).sum() * float('nan')
