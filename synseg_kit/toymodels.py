@@ -6,11 +6,13 @@
 __all__ = ['SPLIT_WORDS', 'FUNCTION_WORDS', 'COLOUR_WORDS', 'LATENT_CHANNELS', 'LATENT_SIZE', 'PATCH', 'toy_vocabulary',
            'word_pieces', 'learn_merges', 'byte_alphabet', 'build_tokenizer', 'build_text_encoder', 'silence_attention',
            'build_autoencoder', 'to_pixels', 'PatchCode', 'fit_patch_code', 'autoencoder_loss', 'fold_normalisation',
-           'build_unet', 'build_scheduler', 'assemble']
+           'build_unet', 'build_scheduler', 'assemble', 'save_halves']
 
 # %% ../nbs/03e_toymodels.ipynb #72f1063e
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .classes import plural, toy_objects, toy_stuff
+from .files import write_text
 
 # %% ../nbs/03e_toymodels.ipynb #6d6fc5e6
 SPLIT_WORDS = {  # word -> its two pieces; their plurals split at the same place
@@ -191,3 +194,14 @@ def assemble(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, autoencoder:
     "Put the parts together as an ordinary Stable Diffusion pipeline."
     return StableDiffusionPipeline(vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=build_scheduler(),
                                    safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def save_halves(pipe: StableDiffusionPipeline,  # is brought to 16 bits
+                folder: str | Path,  # where it is wanted
+                ) -> Path:  # the folder
+    "Write a pipeline with weights of 16 bits that `from_pretrained` loads as floats of 32 bits, all parts alike."
+    pipe.to('cpu', torch.float16).save_pretrained(folder, safe_serialization=True)
+    config = Path(folder) / 'text_encoder/config.json'
+    about = json.loads(config.read_text(encoding='utf-8')) | {'dtype': 'float32'}  # else transformers keeps its part in the type it was stored in
+    write_text(config, json.dumps(about, indent=2, sort_keys=True) + '\n')
+    return Path(folder)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.datasets import Cityscapes, VOCSegmentation
 
@@ -372,3 +373,11 @@ def test_the_toy_pipeline_is_an_ordinary_pipeline():
     pipe = toyworld.load_toy_pipeline()
     picture = pipe('a red car on grass', num_inference_steps=1).images[0]
     assert isinstance(picture, Image.Image) and picture.size == (128, 128)
+
+
+def test_the_shipped_generator_loads_plainly_and_paints():
+    from diffusers import StableDiffusionPipeline
+    pipe = StableDiffusionPipeline.from_pretrained(shipped('toy-sd'), local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    assert {part.dtype for part in (pipe.vae, pipe.text_encoder, pipe.unet)} == {torch.float32}
+    assert pipe('a cat on grass', num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images[0].size == (128, 128)
