@@ -35,7 +35,7 @@ setup(
     ],
     python_requires='>=' + settings['min_python'],
     install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements'), 'onnx': lines('onnx_requirements')},
+    extras_require={extra: lines(f'{extra}_requirements') for extra in ('dev', 'onnx', 'data', 'ray')},
     entry_points={'console_scripts': lines('console_scripts')},
     # A wheel carries data/ as synseg_kit/data and nbs/runs as synseg_kit/runs; a clone reads them where they lie.
     packages=['synseg_kit', 'synseg_kit.data', 'synseg_kit.runs'],
