@@ -45,9 +45,12 @@ def loss_weight(scheduler, timesteps: Int[Tensor, "image"],
                 gamma: float = 5.  # signal-to-noise ratio above which a step counts no more
                 ) -> Float[Tensor, "image"]:  # of the squared error of what the scheduler's model predicts
     "Weight timesteps by their signal-to-noise ratio."
+    kind = scheduler.config.prediction_type
+    if kind == 'epsilon' and scheduler.alphas_cumprod[-1] == 0:
+        raise ValueError('the schedule ends in pure noise (rescale_betas_zero_snr), from which a model that predicts noise learns nothing; needed is prediction_type="v_prediction" or "sample", or another schedule')
     ratio = compute_snr(scheduler, timesteps)
     weight = WEIGHTINGS[weighting](ratio, gamma)
-    return {'epsilon': weight / ratio, 'v_prediction': weight / (ratio + 1), 'sample': weight}[scheduler.config.prediction_type]
+    return {'epsilon': weight / ratio, 'v_prediction': weight / (ratio + 1), 'sample': weight}[kind]
 
 # %% ../nbs/11_adaptation.ipynb #ca37b921
 def draw_noise(like: Float[Tensor, "image channel h w"], generator: torch.Generator | None,

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from families import CALLS, FAMILIES
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from synseg_kit.adaptation import DenoisingSettings, draw_noise, generator_of, run_steps
+from synseg_kit.adaptation import DenoisingSettings, draw_noise, generator_of, loss_weight, run_steps
 from synseg_kit.classes import ClassSet
 from synseg_kit.drift import Examiner, Health, StopRule, attention_drift, features_of, find_copies, kernel_distance, nearest, word_maps
 from synseg_kit.lora import (PRESETS, WEIGHTS, LoraSettings, adapt, adapted_parts, adapter_names, add_adapter, encode_texts, encode_views, load_adapter,
@@ -529,3 +529,14 @@ def test_the_loop_names_a_loss_that_is_no_number(tmp_path):
 
 def test_random_numbers_of_steps_differ():
     assert len({float(torch.rand((), generator=generator_of(step, seed))) for step in range(20) for seed in range(3)}) == 60
+
+
+def test_a_model_of_noise_is_refused_on_a_schedule_that_ends_in_pure_noise():
+    "Its weight would be no number at the last step."
+    steps, straight = torch.tensor([10, 999]), dict(beta_schedule='scaled_linear')
+    for kind in ('epsilon', 'v_prediction', 'sample'):
+        assert loss_weight(DDPMScheduler(prediction_type=kind, **straight), steps).isfinite().all()
+    for kind in ('v_prediction', 'sample'):
+        assert loss_weight(DDPMScheduler(prediction_type=kind, rescale_betas_zero_snr=True, **straight), steps).isfinite().all()
+    with pytest.raises(ValueError, match='ends in pure noise'):
+        loss_weight(DDPMScheduler(prediction_type='epsilon', rescale_betas_zero_snr=True, **straight), steps)
