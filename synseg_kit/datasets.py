@@ -10,9 +10,9 @@ __all__ = ['PALETTE_VOID', 'RGB_VOID', 'AUGMENTED_SPLITS', 'OFFICIAL_COUNTS', 'A
            'find_voc_root', 'read_split', 'VOCFolder', 'ImageNetSFolder', 'table_labels', 'CityscapesFolder',
            'RenderedDataset', 'run_lengths', 'coco_pieces', 'write_coco', 'Labelled', 'Sample', 'sample_name',
            'other_mask_file', 'write_sample', 'sample_line', 'write_aside', 'flatten', 'differences', 'model_licence',
-           'card_models', 'card_making', 'dataset_card', 'SampleWriter', 'SyntheticFolder', 'ReliabilityMap',
-           'Augmentation', 'RandomScaledCrop', 'colour_matrix', 'ColourJitter', 'build_transform', 'to_tensors',
-           'augment', 'Batch', 'number_seed', 'collate', 'draw_order', 'Draws', 'batches', 'count_pixels']
+           'card_models', 'card_making', 'dataset_card', 'SampleWriter', 'read_lines', 'SyntheticFolder',
+           'ReliabilityMap', 'Augmentation', 'RandomScaledCrop', 'colour_matrix', 'ColourJitter', 'build_transform',
+           'to_tensors', 'augment', 'Batch', 'number_seed', 'collate', 'draw_order', 'Draws', 'batches', 'count_pixels']
 
 # %% ../nbs/06_datasets.ipynb #ff2a33d7
 import json
@@ -496,7 +496,7 @@ LICENCES = (
     (r'toy-sd', 'Apache License 2.0', 'The toy model is part of synseg_kit; its images are free to use.'),
     (r'stable-diffusion-v1-[1-5]', 'CreativeML Open RAIL-M', OPENRAIL),
     (r'stable-diffusion-2(-1)?(-base)?', 'CreativeML Open RAIL++-M', OPENRAIL),
-    (r'stable-diffusion-xl-base-(0\.9|1\.0)', 'CreativeML Open RAIL++-M (version 0.9: a research licence)', OPENRAIL),
+    (r'stable-diffusion-xl-base-1\.0', 'CreativeML Open RAIL++-M', OPENRAIL),
     (r'stable-diffusion-3(\.5)?-(medium|large|large-turbo)(-diffusers)?', *STABILITY),
     (r'flux\.1-schnell', 'Apache License 2.0', 'The images are free to use.'),
     (r'flux\.1-dev', 'FLUX.1 [dev] Non-Commercial License', 'The model is for non-commercial use. Images may be used for other purposes too, but must not serve to train a model that competes with it.'),
@@ -667,6 +667,16 @@ class SampleWriter:
         return SyntheticFolder(self.folder)
 
 # %% ../nbs/06_datasets.ipynb #49b84b0e
+def read_lines(
+    path: Path, # metadata.jsonl
+) -> dict[str, dict[str, Any]]: # file_name -> line
+    "Read the metadata of a dataset, or name the line that is broken."
+    found = {}
+    for number, text in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        try: line = json.loads(text); found[line['file_name']] = line
+        except (KeyError, TypeError, ValueError) as error: raise ValueError(f'{path}: line {number} does not describe a sample ({error}); `synseg check --mend` writes it again from the records') from error
+    return found
+
 class SyntheticFolder(VOCFolder):
     "A finished synthetic dataset; it knows its classes and prompts."
     official_count = None # whatever classes it has, it is no benchmark
@@ -683,7 +693,9 @@ class SyntheticFolder(VOCFolder):
             made, blocks = len([*root.glob('blocks/*.json')]), -(-self.about['count'] // self.about['block_size'])
             raise ValueError(f'{root} is not finished: {made} of {blocks} blocks are there; make the rest with the same settings')
         super().__init__(root, split, ClassSet(**self.about['class_set']))
-        lines = {line['file_name']: line for line in map(json.loads, (root / 'metadata.jsonl').read_text(encoding='utf-8').splitlines())}
+        lines = read_lines(root / 'metadata.jsonl')
+        bare = [name for name in self.names if f'JPEGImages/{name}.jpg' not in lines]
+        if bare: raise ValueError(f'{root / "metadata.jsonl"} lacks {len(bare)} of {len(self.names)} samples, first {bare[0]}; `synseg check --mend` writes it again from the records')
         self.metadata = tuple(lines[f'JPEGImages/{name}.jpg'] for name in self.names) # one line a sample
 
     @property

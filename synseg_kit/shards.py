@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENDINGS', 'WORKPLACE', 'PARQUET_FILES', 'PARQUET_CARD', 'folder_of', 'other_masks', 'sample_files', 'inside',
            'split_name', 'encoding_of', 'decode_picture', 'decode_sample', 'decode_mask', 'write_tar', 'read_members',
-           'Workplace', 'Shard', 'sha256_of', 'describe_file', 'Manifest', 'read_manifest', 'find_damage',
+           'Workplace', 'Shard', 'sha256_of', 'describe_file', 'Manifest', 'read_manifest', 'form_of', 'find_damage',
            'record_files', 'pack_sample', 'describe_shards', 'export_shards', 'write_parts', 'ShardIndex',
            'index_shard', 'cut', 'ShardedDataset', 'read_samples', 'read_shard', 'ShardStream', 'import_shards',
            'placed_files', 'unpack_parts', 'hugging_face', 'parquet_row', 'export_parquet', 'import_parquet',
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -154,7 +154,7 @@ def write_tar(
             tar.addfile(about, io.BytesIO(data))
 
 def read_members(
-    file: BinaryIO, # an uncompressed tar
+    file: io.BufferedIOBase, # an uncompressed tar
     source: str, # its name, for messages
 ) -> Iterator[tuple[str, int, int]]: # name, where its bytes begin, how many they are
     "List the files in a tar; whatever is no plain file with a plain name is refused."
@@ -291,11 +291,23 @@ def read_manifest(
     if not path.is_file():
         begun = (Path(folder) / WORKPLACE / 'about.json').is_file()
         raise FileNotFoundError(f'{folder} is not finished; start the same export again, it goes on' if begun else f'{folder} holds no shards: it has no manifest.json')
-    try: about = json.loads(path.read_text(encoding='utf-8'))
+    try:
+        about = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(about, dict): raise ValueError('it is no object')
     except ValueError as error: raise ValueError(f'{path} is not JSON that can be read ({error}); get it again, or export again') from error
     if about.get('format') != 1 or about.get('form') != form: raise ValueError(f'{path} says format {about.get("format")!r} and form {about.get("form")!r}; needed is format 1 and form {form!r}')
-    shards, dataset = about.pop('shards'), about.pop('dataset')
-    return Manifest(about, tuple(Shard(**line) for line in shards), dataset and Shard(**dataset))
+    try:
+        shards, dataset = about.pop('shards'), about.pop('dataset')
+        return Manifest(about, tuple(Shard(**line) for line in shards), dataset and Shard(**dataset))
+    except (KeyError, TypeError) as error: raise ValueError(f'{path}: the manifest has a line that is none ({error}); get it again, or export again') from error
+
+def form_of(
+    folder: str | Path, # of shards
+) -> str: # 'webdataset' or 'parquet'
+    "Find out which kind of files a folder was packed into."
+    try: form = json.loads((Path(folder) / 'manifest.json').read_text(encoding='utf-8')).get('form')
+    except (OSError, ValueError, AttributeError): form = None
+    return 'parquet' if form == 'parquet' else 'webdataset'  # whose reader says what is wrong with the manifest
 
 def find_damage(
     folder: str | Path, # of shards
@@ -405,7 +417,7 @@ class ShardIndex:
     spans: Integer[np.ndarray, "file 2"] # where each file begins, and its size
 
 def index_shard(
-    file: BinaryIO, # a shard
+    file: io.BufferedIOBase, # a shard
     source: str, # its name, for messages
 ) -> ShardIndex:
     "Make the table of contents of a shard."

@@ -36,11 +36,11 @@ from .files import write_text
 from .masks import connected_components
 from .pictures import QUIET, new_figure, style
 from .prompts import Prompt
-from .shards import WORKPLACE, find_damage, index_shard, read_manifest, sha256_of
+from .shards import WORKPLACE, find_damage, form_of, index_shard, read_manifest, sha256_of
 
-# %% ../nbs/06b_upkeep.ipynb #b79786ed
+# %% ../nbs/06b_upkeep.ipynb #fe42c6b0
 KINDS = {
-    'settings': ('dataset.json cannot be used', True),
+    'settings': ('dataset.json or manifest.json cannot be used', True),
     'unfinished': ('blocks have not been made yet', True),
     'record': ('the record of a block is missing or broken', True),
     'metadata': ('metadata.jsonl says something else than the records', True),
@@ -100,7 +100,8 @@ class Checkup:
 
     def __str__(self):
         if not self.findings: return f'{self.samples} samples, nothing is wrong'
-        return f'{self.samples} samples, {len(self.errors)} errors, {len(self.findings) - len(self.errors)} notes: ' + ', '.join(f'{n} {kind}' for kind, n in self.counts.items())
+        many = lambda n, what: f'{n} {what}{"s" * (n != 1)}'
+        return f'{self.samples} samples, {many(len(self.errors), "error")}, {many(len(self.findings) - len(self.errors), "note")}: ' + ', '.join(f'{n} {kind}' for kind, n in self.counts.items())
 
 def table(
     rows: Sequence[Sequence[Any]], # the first is the heading
@@ -424,7 +425,7 @@ def check_other(
 ) -> Iterator[Finding]:
     "Look at the masks by another recipe."
     for name, image, _, _, block in samples:
-        for kind, file, why in look_at(reader, image, anatomy.folder / other_mask_file(recipe, name), None, 0):
+        for kind, file, why in look_at(reader, image, anatomy.folder / other_mask_file(recipe, name), None, 0.):
             if kind in ('broken', 'size', 'labels') and file != image: yield Finding(kind, file.relative_to(anatomy.folder).as_posix(), why, block)
 
 def check_reader(
@@ -444,8 +445,9 @@ def check_shards(
 ) -> Checkup:
     "Compare shards with their manifest."
     folder = Path(folder)
-    form = json.loads((folder / 'manifest.json').read_text(encoding='utf-8', errors='replace')).get('form', 'webdataset')
-    manifest = read_manifest(folder, form)
+    form = form_of(folder)
+    try: manifest = read_manifest(folder, form)
+    except (KeyError, TypeError, ValueError) as error: return Checkup(folder, 0, (Finding('settings', 'manifest.json', str(error)),))
     files, findings = [*manifest.shards, *([manifest.dataset] if manifest.dataset else [])], []
     for shard in tqdm(files, 'checking', unit='shard', disable=not progress):
         if why := find_damage(folder, shard): findings.append(Finding('broken' if (folder / shard.name).is_file() else 'missing', shard.name, why))
@@ -504,16 +506,17 @@ def sound_metadata(
 
 def mend(
     folder: str | Path, # of a synthetic dataset, or of shards
+    report: Checkup | None = None, # from `check`, of the folder as it is now; None: it is checked
     progress: bool = True, # show a progress bar
 ) -> Mended:
     "Put right what can be put right; move aside what has to be made again and what does not belong."
-    report = check(folder, progress=progress)
+    report = report or check(folder, progress=progress)
     folder = report.folder
     foreign = [f.file for f in report.findings if f.kind == 'foreign']
+    if 'settings' in report.counts: return Mended(None, left=report.errors)
     if (folder / 'manifest.json').is_file():
         moved = [f.file for f in report.errors if f.kind in ('broken', 'foreign', 'changed')]
         return Mended(set_aside(folder, moved), moved, left=tuple(f for f in report.errors if f.kind == 'missing'))
-    if 'settings' in report.counts: return Mended(None, left=report.errors)
     anatomy = dissect(folder)
     with anatomy.writer as writer:
         known = sound_metadata(anatomy) if 'record' in report.counts else None
@@ -548,13 +551,13 @@ class CopyWriter(SampleWriter):
         link: bool, # share files where the disk can
     ) -> None:
         "Commit one block: all of it or nothing."
+        if not (self.folder / 'dataset.json').is_file(): write_text(self.folder / 'dataset.json', json.dumps(self.about, indent=1) + '\n')
         for _, files in samples:
             for source, place in files:
                 aside, target = self.aside / 'file', self.folder / place
                 share(source, aside, link)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(aside, target)
-        if not (self.folder / 'dataset.json').is_file(): write_text(self.folder / 'dataset.json', json.dumps(self.about, indent=1) + '\n')
         write_record(self, block, [line for line, _ in samples])
 
 def share(
@@ -694,7 +697,14 @@ class Statistics:
         head = ('class', 'images', 'pixels', 'objects', 'pixels each', 'reliability', *(('asked for', 'shown when asked') if prompts else ()))
         number = lambda x, form: '' if not np.isfinite(x) else format(x, form)
         return [head, *((name, str(self.shown[i]), f'{self.pixels[i] / total:.2%}', str(self.objects[i]), str(self.pixels[i] // self.objects[i]) if self.objects[i] else '', number(self.reliability[i], '.2f'),
-                         *((str(self.asked[i]), number(self.answered[i] / self.asked[i], '.0%') if self.asked[i] else '') if prompts else ())) for i, name in enumerate(self.class_set.labels))]
+                         *(((str(self.asked[i]), f'{self.answered[i] / self.asked[i]:.0%}') if self.asked[i] else ('', '')) if prompts else ())) for i, name in enumerate(self.class_set.labels))]
+
+    def to_dict(self) -> dict[str, Any]: # as JSON has it
+        "Give all numbers by the names of the classes."
+        each = {'images': self.shown, 'pixels': self.pixels, 'objects': self.objects, 'reliability': self.reliability, 'asked_for': self.asked, 'answered': self.answered}
+        plain = lambda x: None if x is None or np.isnan(x) else x.item()
+        classes = {name: {key: plain(values[i]) for key, values in each.items() if values is not None} for i, name in enumerate(self.class_set.labels)}
+        return {'images': self.images, 'void_pixels': self.void, 'sizes': {f'{w}x{h}': n for (w, h), n in self.sizes.items()}, 'objects_per_image': {str(k): n for k, n in self.per_image.items()}, 'classes': classes}
 
     def _repr_markdown_(self): return f'{self}\n\n{table(self.rows())}'
 
@@ -760,7 +770,7 @@ def show_statistics(
         ax = figure.add_subplot(grid[column])
         ax.barh(range(len(ids)), values, color=colours, height=.72, edgecolor=QUIET, linewidth=.4)
         ax.set(title=title, ylim=(len(ids) - .4, -.6), yticks=range(len(ids)), yticklabels=[classes.labels[i] for i in ids] if column == 0 else [''] * len(ids))
-        if title == 'reliability': ax.set_xlim(0, 1)
+        if title == 'reliability': ax.set(xlim=(0, 1), xticks=(0, .5, 1))
         ax.grid(axis='y', visible=False); ax.tick_params(length=0)
     ax, things = figure.add_subplot(grid[3]), [*range(max(counted.per_image, default=0) + 1)]
     ax.bar(things, [counted.per_image.get(k, 0) for k in things], color=QUIET, width=.72)
