@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'WORKPLACE', 'PARQUET_FILES', 'PARQUET_CARD', 'folder_of', 'other_masks', 'sample_files', 'inside',
-           'split_name', 'encoding_of', 'decode_picture', 'decode_sample', 'decode_mask', 'write_tar', 'read_members',
-           'Workplace', 'Shard', 'sha256_of', 'describe_file', 'Manifest', 'read_manifest', 'form_of', 'find_damage',
-           'record_files', 'pack_sample', 'describe_shards', 'export_shards', 'write_parts', 'ShardIndex',
-           'index_shard', 'cut', 'ShardedDataset', 'read_samples', 'read_shard', 'ShardStream', 'import_shards',
-           'placed_files', 'unpack_parts', 'hugging_face', 'parquet_row', 'export_parquet', 'import_parquet',
-           'HuggingFaceExamples', 'open_dataset']
+           'split_name', 'encoding_of', 'why_unreadable', 'decode_picture', 'decode_sample', 'decode_mask', 'write_tar',
+           'read_members', 'Workplace', 'Shard', 'sha256_of', 'describe_file', 'Manifest', 'read_manifest', 'form_of',
+           'find_damage', 'record_files', 'pack_sample', 'describe_shards', 'export_shards', 'write_parts',
+           'ShardIndex', 'index_shard', 'cut', 'ShardedDataset', 'read_samples', 'read_shard', 'ShardStream',
+           'import_shards', 'placed_files', 'unpack_parts', 'hugging_face', 'parquet_row', 'export_parquet',
+           'import_parquet', 'HuggingFaceExamples', 'open_dataset']
 
 # %% ../nbs/06a_shards.ipynb #7cfcf3c5
 import errno
@@ -22,6 +22,7 @@ import shutil
 import tarfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 from jaxtyping import Integer
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
@@ -102,6 +103,12 @@ def encoding_of(
     if kind is None: raise TypeError(f'{type(dataset).__name__} decodes its masks in a way of its own, which shards have no word for; write them as a VOC folder first')
     return {'kind': kind, 'label_ids': [[int(a), int(b)] for a, b in dataset.label_ids.items()] if kind == 'label ids' else None}
 
+def why_unreadable(
+    error: Exception, # that Pillow raised
+) -> str: # on one line
+    "Say why a picture cannot be read."
+    return 'it is something else' if isinstance(error, UnidentifiedImageError) else ' '.join(str(error).split())
+
 def decode_picture(
     data: bytes, # a file
     ending: str, # jpg, jpeg or png at its end decide what it must be
@@ -110,7 +117,7 @@ def decode_picture(
     "Decode a picture that must be of the kind that its name says."
     kind = 'PNG' if ending.endswith('png') else 'JPEG'
     try: picture = Image.open(io.BytesIO(data), formats=[kind]); picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error: raise ValueError(f'{source}.{ending} is not a {kind} that can be read ({error})') from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error: raise ValueError(f'{source}.{ending} is not a {kind} that can be read ({why_unreadable(error)})') from error
     return picture
 
 def decode_sample(
@@ -186,19 +193,27 @@ class Workplace:
         self._lock = FileLock(self.aside / 'lock')
         try: self._lock.acquire(timeout=0)
         except Timeout: raise RuntimeError(f'another process is writing to {self.folder}; wait for it, or choose another folder') from None
-        self._sweep('lock', 'about.json', 'done')
-        write_text(self.aside / 'about.json', json.dumps(self.about))
+        try:
+            self._refuse_other()  # once more: another process may have begun between the first look and the lock
+            self._sweep('about.json', 'done')
+            write_text(self.aside / 'about.json', json.dumps(self.about))
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
         return self
 
     def __exit__(self, kind, *_):
         started = any((self.aside / 'done').glob('*.json'))
-        if kind is None or not started: self._lock.release(); shutil.rmtree(self.aside, ignore_errors=True)
-        else: self._sweep('lock', 'about.json', 'done'); self._lock.release()
-        if kind is not None and self._new and not any(self.folder.iterdir()): self.folder.rmdir()
+        self._sweep(*(('about.json', 'done') if kind is not None and started else ()))
+        (self.aside / 'lock').unlink(missing_ok=True)  # while it is held: who comes next makes a new one
+        self._lock.release()
+        with suppress(OSError): self.aside.rmdir()  # only if it is empty
+        with suppress(OSError):
+            if self._new: self.folder.rmdir()
 
     def _sweep(self, *kept):
         for left in self.aside.iterdir():
-            if left.name not in kept: shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if left.name not in ('lock', *kept): shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def _refuse_other(self):
         begun = self.aside / 'about.json'
@@ -529,7 +544,7 @@ class ShardedDataset:
         return np.concatenate([random.permutation(np.concatenate([np.arange(self.firsts[s], self.firsts[s + 1]) for s in window])) for window in windows])
 
     def __repr__(self):
-        left = f', {len(self.damaged)} damaged ones left out' if self.damaged else ''
+        left = f', {len(self.damaged)} damaged left out' if self.damaged else ''
         return f'ShardedDataset({len(self)} examples in {len(self.shards)} shards{left}, {self.class_set.num_classes} ids of {self.class_set.name!r})'
 
 # %% ../nbs/06a_shards.ipynb #68f76edb

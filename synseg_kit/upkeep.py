@@ -36,7 +36,7 @@ from .files import write_text
 from .masks import connected_components
 from .pictures import QUIET, new_figure, style
 from .prompts import Prompt
-from .shards import WORKPLACE, find_damage, form_of, index_shard, read_manifest, sha256_of
+from .shards import WORKPLACE, find_damage, form_of, index_shard, read_manifest, sha256_of, why_unreadable
 
 # %% ../nbs/06b_upkeep.ipynb #fe42c6b0
 KINDS = {
@@ -72,7 +72,7 @@ class Finding:
         "Say whether the dataset cannot be used because of it."
         return KINDS[self.kind][1]
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkup:
     "What a check has found."
     folder: Path # that was looked at
@@ -98,6 +98,8 @@ class Checkup:
 
     def _repr_markdown_(self): return str(self) + ('\n\n' + table(self.rows()) if self.findings else '')
 
+    def __repr__(self): return f'Checkup({self})'
+
     def __str__(self):
         if not self.findings: return f'{self.samples} samples, nothing is wrong'
         many = lambda n, what: f'{n} {what}{"s" * (n != 1)}'
@@ -120,7 +122,7 @@ def read_picture(
         if kind == 'PNG': Image.open(io.BytesIO(data), formats=[kind]).verify()  # the checksums
         picture = Image.open(io.BytesIO(data), formats=[kind])
         picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error: raise ValueError(f'is not a {kind} that can be read ({" ".join(str(error).split())})'.replace(f'{path}', path.name)) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error: raise ValueError(f'is not a {kind} that can be read ({why_unreadable(error)})') from error
     return picture, data
 
 def look_at(
@@ -675,8 +677,8 @@ def split(
     for part, text in texts.items(): write_text(lists / f'{part}.txt', text)
     return found
 
-# %% ../nbs/06b_upkeep.ipynb #5afbf9a6
-@dataclass(frozen=True, eq=False)
+# %% ../nbs/06b_upkeep.ipynb #ed18b4a3
+@dataclass(frozen=True, eq=False, repr=False)
 class Statistics:
     "What a dataset holds."
     class_set: ClassSet
@@ -707,6 +709,8 @@ class Statistics:
         return {'images': self.images, 'void_pixels': self.void, 'sizes': {f'{w}x{h}': n for (w, h), n in self.sizes.items()}, 'objects_per_image': {str(k): n for k, n in self.per_image.items()}, 'classes': classes}
 
     def _repr_markdown_(self): return f'{self}\n\n{table(self.rows())}'
+
+    def __repr__(self): return f'Statistics({self})'
 
     def __str__(self):
         total = max(1, int(self.pixels.sum()) + self.void)
