@@ -1780,6 +1780,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'synseg_kit.upkeep.check_lists': ('upkeep.html#check_lists', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.check_metadata': ('upkeep.html#check_metadata', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.check_other': ('upkeep.html#check_other', 'synseg_kit/upkeep.py'),
+                                   'synseg_kit.upkeep.check_packed': ('upkeep.html#check_packed', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.check_reader': ('upkeep.html#check_reader', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.check_samples': ('upkeep.html#check_samples', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.check_seal': ('upkeep.html#check_seal', 'synseg_kit/upkeep.py'),

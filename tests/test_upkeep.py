@@ -232,6 +232,13 @@ def test_shards_are_checked_and_made_again(made, tmp_path):
     assert found(packed.folder) == [('settings', 'manifest.json')] and mend(packed.folder, progress=False).left
 
 
+def test_what_was_broken_when_it_was_packed_is_found_in_the_shard(made, tmp_path):
+    Image.new('L', (32, 24), 9).save(made / 'SegmentationClass/000004.png')
+    packed = export_shards(SyntheticFolder(made), tmp_path / 'shards', 3, progress=False)
+    report = check(packed.folder, progress=False)
+    assert [(f.kind, f.file) for f in report.findings] == [('broken', 'shard-000001.tar')] and '000004.seg.png: unknown id 9' in report.findings[0].why
+
+
 def upend_tar(path):
     data = bytearray(path.read_bytes())
     data[600] ^= 1
