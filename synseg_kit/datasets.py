@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PALETTE_VOID', 'RGB_VOID', 'AUGMENTED_SPLITS', 'OFFICIAL_COUNTS', 'AUGMENTED_HINT', 'FOLDER_FROM', 'PER_FOLDER',
-           'SAMPLE_FILES', 'DATASET_CARD', 'NO_AUGMENTATION', 'LUMA', 'MEAN_COLOUR', 'Example', 'rgb_picture',
-           'encode_labels', 'palette_ids', 'rgb_ids', 'decode_labels', 'with_void', 'open_picture', 'check_layout',
-           'refuse_unpaired', 'Examples', 'LabelledFolder', 'find_voc_root', 'read_split', 'VOCFolder',
-           'ImageNetSFolder', 'CityscapesFolder', 'RenderedDataset', 'run_lengths', 'coco_pieces', 'write_coco',
-           'Labelled', 'Sample', 'sample_name', 'other_mask_file', 'write_sample', 'sample_line', 'write_aside',
-           'flatten', 'differences', 'dataset_card', 'SampleWriter', 'SyntheticFolder', 'ReliabilityMap',
-           'Augmentation', 'RandomScaledCrop', 'colour_matrix', 'ColourJitter', 'build_transform', 'to_tensors',
-           'augment', 'Batch', 'number_seed', 'collate', 'Draws', 'batches', 'count_pixels']
+           'SAMPLE_FILES', 'OPENRAIL', 'STABILITY', 'LICENCES', 'DATASET_CARD', 'NO_AUGMENTATION', 'LUMA',
+           'MEAN_COLOUR', 'Example', 'rgb_picture', 'encode_labels', 'palette_ids', 'rgb_ids', 'decode_labels',
+           'with_void', 'open_picture', 'check_layout', 'refuse_unpaired', 'Examples', 'LabelledFolder',
+           'find_voc_root', 'read_split', 'VOCFolder', 'ImageNetSFolder', 'table_labels', 'CityscapesFolder',
+           'RenderedDataset', 'run_lengths', 'coco_pieces', 'write_coco', 'Labelled', 'Sample', 'sample_name',
+           'other_mask_file', 'write_sample', 'sample_line', 'write_aside', 'flatten', 'differences', 'model_licence',
+           'card_models', 'card_making', 'dataset_card', 'SampleWriter', 'read_lines', 'SyntheticFolder',
+           'ReliabilityMap', 'Augmentation', 'RandomScaledCrop', 'colour_matrix', 'ColourJitter', 'build_transform',
+           'to_tensors', 'augment', 'Batch', 'number_seed', 'collate', 'draw_order', 'Draws', 'batches', 'count_pixels']
 
 # %% ../nbs/06_datasets.ipynb #ff2a33d7
 import json
@@ -286,6 +287,20 @@ class ImageNetSFolder(LabelledFolder):
     def encode(self, labels): return rgb_picture(check_labels(labels, self.class_set).astype(np.int32))
 
 # %% ../nbs/06_datasets.ipynb #d0d2968e
+def table_labels(
+    picture: Image.Image, # as read from a PNG of Cityscapes
+    label_ids: Mapping[int, int], # label id on disk -> class id, all others void
+    class_set: ClassSet,
+    source: str | Path = 'labels', # its file, for the message
+) -> Integer[np.ndarray, "h w"]: # class ids and void, in the dtype of the class set
+    "Turn label ids into the class ids that a table has for them."
+    ids = palette_ids(picture, source)
+    try: label_ids_to_train_ids(ids)
+    except ValueError as error: raise ValueError(f'{source}: {error}') from error
+    table = np.full(256, class_set.void, class_set.dtype)
+    table[[*label_ids]] = [*label_ids.values()]
+    return check_labels(table[ids], class_set, str(source))
+
 class CityscapesFolder(LabelledFolder):
     "A split of Cityscapes; label ids on disk become train ids."
     void_may_be_predicted = True # it is written as "unlabelled", and counts as a miss
@@ -307,13 +322,7 @@ class CityscapesFolder(LabelledFolder):
         super().__init__(self.class_set, names, place('leftImg8bit', '_leftImg8bit.png'), place('gtFine', '_gtFine_labelIds.png') if masks else None)
         if masks: refuse_unpaired(find('gtFine', '_gtFine_labelIds.png'), names, f'label files of gtFine/{split} have no photograph in leftImg8bit/{split}')
 
-    def decode(self, picture, source):
-        ids = palette_ids(picture, source)
-        try: label_ids_to_train_ids(ids)
-        except ValueError as error: raise ValueError(f'{source}: {error}') from error
-        table = np.full(256, self.class_set.void, self.class_set.dtype)
-        table[[*self.label_ids]] = [*self.label_ids.values()]
-        return check_labels(table[ids], self.class_set, str(source))
+    def decode(self, picture, source): return table_labels(picture, self.label_ids, self.class_set, source)
 
     def encode(self, labels):
         table = np.zeros(self.class_set.void + 1, np.uint8)
@@ -481,6 +490,26 @@ def differences(
     return [f'{key} is {show(a, key)} there, {show(b, key)} here' for key in {**a, **b} if key not in a or key not in b or a[key] != b[key]]
 
 # %% ../nbs/06_datasets.ipynb #89a1a889
+OPENRAIL = 'Its authors claim no rights in the images; use of them, and of what is learned from them, is bound by the use restrictions of the licence.'
+STABILITY = ('Stability AI Community License', 'Free for research and non-commercial work, and for small companies within a limit of revenue. Images must not serve to make or improve another foundational generative model.')
+LICENCES = (
+    (r'toy-sd', 'Apache License 2.0', 'The toy model is part of synseg_kit; its images are free to use.'),
+    (r'stable-diffusion-v1-[1-5]', 'CreativeML Open RAIL-M', OPENRAIL),
+    (r'stable-diffusion-2(-1)?(-base)?', 'CreativeML Open RAIL++-M', OPENRAIL),
+    (r'stable-diffusion-xl-base-1\.0', 'CreativeML Open RAIL++-M', OPENRAIL),
+    (r'stable-diffusion-3(\.5)?-(medium|large|large-turbo)(-diffusers)?', *STABILITY),
+    (r'flux\.1-schnell', 'Apache License 2.0', 'The images are free to use.'),
+    (r'flux\.1-dev', 'FLUX.1 [dev] Non-Commercial License', 'The model is for non-commercial use. Images may be used for other purposes too, but must not serve to train a model that competes with it.'),
+) # name of the model without its owner, in lower case -> licence, what it says about images
+
+def model_licence(
+    name: str, # of the model on the hub, or of its folder
+) -> tuple[str, str]: # the licence, and what it says about images
+    "Say which licence a generating model has, going by its name."
+    for pattern, licence, images in LICENCES:
+        if re.fullmatch(pattern, name.lower().split('/')[-1]): return licence, images
+    return 'unknown to synseg_kit', 'Look it up where the model comes from before this dataset, or what was trained on it, is passed on.'
+
 DATASET_CARD = '''---
 configs:
 - config_name: default
@@ -489,20 +518,62 @@ configs:
     path:
     - metadata.jsonl
     - JPEGImages/**
+task_categories:
+- image-segmentation
+tags:
+- synthetic
 ---
 # {count} synthetic images with pseudo-masks
 
 Made with synseg_kit for the classes of `{name}`: {classes}. In PASCAL VOC layout: `JPEGImages`, `SegmentationClass` ({encoding}), `SegmentationReliability` (255 = fully trusted), `ImageSets/Segmentation/train.txt`. Prompts, seeds and mentioned classes are in `metadata.jsonl`, settings in `dataset.json`.
+
+## How it was made
+
+{making}
+
+Nobody drew the masks and nobody looked at every image: labels are read from the model's attention and are wrong in places, which is what the reliability is for. Images show what the model has learned from its own training images, with their bias. Score what is trained here on real images only.
+
+## Licence of the generating model
+
+{licence}
+
+This is a note, not legal advice. A model that was tuned further may have other terms than the one that it came from, and the licence of this dataset is for whoever publishes it to choose.
 '''
+
+def card_models(
+    about: Mapping[str, Any], # what dataset.json says
+) -> dict[str, Mapping[str, Any]]: # name -> description, in order; of a merged dataset, those of all its parts
+    "List the models that made a dataset."
+    models = [part.get('model') for part in about.get('merged') or [about]]
+    return {model['name']: model for model in models if isinstance(model, Mapping) and 'name' in model}
+
+def card_making(
+    about: Mapping[str, Any], # what dataset.json says
+) -> str: # markdown
+    "Say how a dataset was made, as far as it says so itself."
+    lines = []
+    for name, model in card_models(about).items():
+        more = [str(model[key])[:12] if key == 'fingerprint' else str(model[key]) for key in ('pipeline', 'dtype', 'fingerprint') if key in model]
+        lines.append(f'- model: `{name}`' + f' ({", ".join(more)})' * bool(more))
+    settings, versions = about.get('settings') or {}, about.get('versions') or {}
+    told = [f'{key.replace("_", " ")} {settings[key]}' for key in ('recipe', 'steps', 'guidance_scale', 'seed', 'precision') if key in settings]
+    if told: lines.append('- settings: ' + ', '.join(told))
+    if isinstance(about.get('filter'), list): lines.append('- filters: ' + ', '.join(str(one['filter']) for one in about['filter']))
+    if versions: lines.append('- versions: ' + ', '.join(f'{name} {version}' for name, version in versions.items()))
+    if merged := about.get('merged'): lines.append(f'- merged from {len(merged)} datasets; `origin` in `metadata.jsonl` says which sample is from which')
+    return '\n'.join(lines) or 'The dataset does not say which model made it.'
 
 def dataset_card(
     class_set: ClassSet,
     count: int, # samples
+    about: Mapping[str, Any] | None = None, # what dataset.json says
 ) -> str: # markdown with the header that Hugging Face reads
     "Write the README.md of a synthetic dataset."
+    making, models = card_making(about or {}), card_models(about or {})
+    licence = '\n\n'.join(f'`{name}`, going by its name: {terms}. {images}' for name in models for terms, images in [model_licence(name)]) or 'Not known, as the model is not.'
     classes = ', '.join(class_set.names[:20]) + f' and {len(class_set.names) - 20} more' * (len(class_set.names) > 20)
     encoding = f'palette PNG, {PALETTE_VOID} is void' if class_set.num_classes <= PALETTE_VOID else f'RGB PNG, id = R + 256 G, {RGB_VOID} is void'
-    return DATASET_CARD.format(count=count, name=class_set.name, classes=classes, encoding=encoding)
+    return DATASET_CARD.format(count=count, name=class_set.name, classes=classes, encoding=encoding, making=making, licence=licence)
 
 # %% ../nbs/06_datasets.ipynb #b8efa098
 class SampleWriter:
@@ -591,17 +662,28 @@ class SampleWriter:
         if not lines: raise ValueError(f'all {self.count} samples of {self.folder} were rejected, so there is no dataset; loosen the filter')
         names = [line['file_name'].removeprefix('JPEGImages/').removesuffix('.jpg') for line in lines]
         write_aside(self.folder / 'metadata.jsonl', ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines), self.aside)
-        write_aside(self.folder / 'README.md', dataset_card(self.class_set, len(lines)), self.aside)
+        write_aside(self.folder / 'README.md', dataset_card(self.class_set, len(lines), self.about), self.aside)
         write_aside(self.folder / 'ImageSets/Segmentation/train.txt', ''.join(name + '\n' for name in names), self.aside)
         return SyntheticFolder(self.folder)
 
 # %% ../nbs/06_datasets.ipynb #49b84b0e
+def read_lines(
+    path: Path, # metadata.jsonl
+) -> dict[str, dict[str, Any]]: # file_name -> line
+    "Read the metadata of a dataset, or name the line that is broken."
+    found = {}
+    for number, text in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        try: line = json.loads(text); found[line['file_name']] = line
+        except (KeyError, TypeError, ValueError) as error: raise ValueError(f'{path}: line {number} does not describe a sample ({error}); `synseg check --mend` writes it again from the records') from error
+    return found
+
 class SyntheticFolder(VOCFolder):
     "A finished synthetic dataset; it knows its classes and prompts."
     official_count = None # whatever classes it has, it is no benchmark
 
     def __init__(self,
         root: str | Path, # the dataset's folder
+        split: str = 'train', # all of it; or a part, by the name of its list in ImageSets/Segmentation
     ):
         root = Path(root)
         if not (root / 'dataset.json').is_file(): raise FileNotFoundError(f'{root} is not a synthetic dataset: it has no dataset.json; read other VOC folders with VOCFolder')
@@ -610,8 +692,10 @@ class SyntheticFolder(VOCFolder):
         if not (root / 'ImageSets/Segmentation/train.txt').is_file():
             made, blocks = len([*root.glob('blocks/*.json')]), -(-self.about['count'] // self.about['block_size'])
             raise ValueError(f'{root} is not finished: {made} of {blocks} blocks are there; make the rest with the same settings')
-        super().__init__(root, 'train', ClassSet(**self.about['class_set']))
-        lines = {line['file_name']: line for line in map(json.loads, (root / 'metadata.jsonl').read_text(encoding='utf-8').splitlines())}
+        super().__init__(root, split, ClassSet(**self.about['class_set']))
+        lines = read_lines(root / 'metadata.jsonl')
+        bare = [name for name in self.names if f'JPEGImages/{name}.jpg' not in lines]
+        if bare: raise ValueError(f'{root / "metadata.jsonl"} lacks {len(bare)} of {len(self.names)} samples, first {bare[0]}; `synseg check --mend` writes it again from the records')
         self.metadata = tuple(lines[f'JPEGImages/{name}.jpg'] for name in self.names) # one line a sample
 
     @property
@@ -748,6 +832,15 @@ def collate(
     "Stack draws to a batch."
     return Batch(*map(torch.stack, zip(*draws)))
 
+def draw_order(
+    examples: Examples, # a reader, or a list
+    seed: int, # of the run
+    epoch: int, # number of the pass, from 0
+) -> Integer[np.ndarray, "n"]: # each example once
+    "Permute the examples for a pass; a reader that is quick in some orders only has an `order` of its own."
+    order = getattr(examples, 'order', None)
+    return np.random.default_rng((seed, epoch, 2)).permutation(len(examples)) if order is None else order(seed, epoch)
+
 class Draws:
     "The endless sequence of training draws; `[k]` is draw k."
     def __init__(self,
@@ -771,7 +864,7 @@ class Draws:
     ) -> int: # of the example
         "Find the example of a draw: every pass is a permutation of all."
         epoch, place = divmod(number, len(self.examples))
-        if self._order[0] != epoch: self._order = epoch, np.random.default_rng((self.seed, epoch, 2)).permutation(len(self.examples))
+        if self._order[0] != epoch: self._order = epoch, draw_order(self.examples, self.seed, epoch)
         return int(self._order[1][place])
 
 def batches(

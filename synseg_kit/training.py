@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .classes import ClassSet, check_labels
-from .datasets import Augmentation, Batch, Draws, Example, Examples, build_transform, collate, differences, number_seed
+from .datasets import Augmentation, Batch, Draws, Example, Examples, build_transform, collate, differences, draw_order, number_seed
 from .files import write_file, write_text
 from .robust import IGNORE, Lesson, Network, Objective, correct_labels
 from .robust import objective as objective_by_name
@@ -399,6 +399,8 @@ class Remembered(Sequence):
         if size * len(examples) > limit_gb * 1e9: self.kept = None
 
     def __len__(self): return len(self.examples)
+
+    def order(self, seed, epoch): return draw_order(self.examples, seed, epoch)
 
     def __getitem__(self, i: int) -> Example:
         if self.kept is not None and i in self.kept: return self.kept[i]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import farm
 import nbformat
 import pytest
 from tiny import tiny_pipeline
@@ -13,7 +14,7 @@ from tiny import tiny_pipeline
 from synseg_kit import cli
 from synseg_kit.toyworld import shipped
 
-COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'results', 'words')
+COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'results', 'words', 'check', 'pack', 'unpack', 'merge', 'split', 'statistics')
 
 
 def synseg(*arguments, folder=None):
@@ -105,6 +106,15 @@ def test_version(capsys):
     (('run', 'quikstart'), 'did you mean quickstart?'),
     (('run', 'quickstart', '-p', 'seed'), "'seed' is not of the form name=value"),
     (('results', '--folder', 'missing'), 'there is no folder missing'),
+    (('check', 'missing'), 'missing holds neither a synthetic dataset (dataset.json) nor shards'),
+    (('check', 'missing', '--classes', 'voc', '--mend'), '--mend and --seal are for synthetic datasets'),
+    (('pack', 'missing', '--out', 'x'), 'missing is not a synthetic dataset'),
+    (('pack', 'missing', '--classes', 'voc', '--out', 'x'), 'missing is not a VOC dataset'),
+    (('unpack', 'missing', '--out', 'x'), 'missing holds no shards: it has no manifest.json'),
+    (('merge', 'missing', '--out', 'x'), 'merging needs at least two datasets; got 1'),
+    (('split', 'missing', 'fit=0.9', 'held=much'), "'much' is not a share such as 0.8"),
+    (('split', 'missing', 'fit=0.5', 'fit=0.5'), 'a part is named twice'),
+    (('statistics', 'missing'), 'missing is not a synthetic dataset'),
 ])
 def test_errors_are_one_line_and_write_nothing(capsys, tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
@@ -395,3 +405,46 @@ def test_export_writes_a_file_that_runs(tmp_path, capsys):
     assert 'toys.onnx says what the segmenter says' in capsys.readouterr().out
     shapes = onnxruntime.InferenceSession(tmp_path / 'toys.onnx', providers=['CPUExecutionProvider']).get_outputs()[0].shape
     assert shapes[1:] == [13, 32, 64]
+
+
+def test_the_life_of_a_dataset(capsys, tmp_path):
+    """Checked, mended, packed and unpacked, merged, split and counted; a check that found something says so with its status."""
+    made, other = (farm.write(tmp_path / name, first=10 * n) for n, name in enumerate(('made', 'other')))
+    sound = farm.contents(made.root)
+
+    def said(*arguments, status=0):
+        assert cli.main([str(argument) for argument in arguments]) == status
+        return capsys.readouterr().out
+
+    assert said('check', made.root) == '7 samples, nothing is wrong\n'
+    (made.root / 'metadata.jsonl').unlink()
+    (made.root / 'notes.txt').write_text('x')
+    assert re.search(r'2 errors, 0 notes: 1 metadata, 1 foreign\n\nfinding +file +why\nmetadata +metadata.jsonl +is missing\n', said('check', made.root, status=1))
+    assert [f['kind'] for f in json.loads(said('check', made.root, '--json', status=1))['findings']] == ['metadata', 'foreign']
+    assert 'written again' in said('check', made.root, '--mend', status=1) and farm.contents(made.root) == sound
+    assert 'SHA256SUMS' in said('check', other.root, '--seal') and (other.root / 'SHA256SUMS').is_file()
+    assert said('pack', made.root, '--out', tmp_path / 'shards', '--per-shard', 3).startswith('7 samples in 3 files in')
+    assert 'packed already' in error_line(capsys, 'pack', tmp_path / 'shards', '--out', tmp_path / 'x')
+    assert 'packed; split the folder' in error_line(capsys, 'split', tmp_path / 'shards', 'fit=0.5', 'held=0.5')
+    assert 'byte for byte' in said('unpack', tmp_path / 'shards', '--out', tmp_path / 'back') and farm.contents(tmp_path / 'back') == sound
+    assert said('check', tmp_path / 'shards') == '7 samples, nothing is wrong\n'
+    assert said('merge', made.root, other.root, '--out', tmp_path / 'both') == f'14 samples in {tmp_path / "both"}, 0 equal ones left out\n'
+    assert said('split', tmp_path / 'both', 'fit=0.5', 'held=0.5') == 'fit: 8 samples\nheld: 6 samples\n'
+    counted = json.loads(said('statistics', tmp_path / 'both', '--split', 'held', '--json', '--picture', tmp_path / 'picture.png'))
+    assert counted['images'] == 6 and {*counted['classes']} == {*farm.FARM.labels} and (tmp_path / 'picture.png').stat().st_size > 1000
+    assert said('statistics', tmp_path / 'shards').startswith('7 images, most of them 32 x 24;') and 'sheep' in said('statistics', made.root)
+    assert said('statistics', made.root, '--classes', 'voc').startswith('7 images')
+    assert '1 of 7 mask files' not in said('check', made.root, '--classes', 'voc')
+
+
+def test_train_takes_shards_and_parts(tmp_path, capsys):
+    """Not the training, which has tests of its own: what is opened for it."""
+    made = farm.write(tmp_path / 'made')
+    cli.main(['pack', str(made.root), '--out', str(tmp_path / 'shards'), '--per-shard', '3'])
+    (made.root / 'ImageSets/Segmentation/fit.txt').write_text('000001\n000004\n')
+    common = ('--steps', '1', '--batch-size', '2', '--crop', '32', '--device', 'cpu', '--precision', 'fp32')
+    for data, more in ((tmp_path / 'shards', ('--shards-at-once', '2')), (made.root, ('--split', 'fit'))):
+        assert cli.main(['train', '--data', str(data), '--out', str(tmp_path / f'out-{data.name}'), *common, *more]) == 0
+    assert json.loads((tmp_path / 'out-made/segmenter.json').read_text()) and (tmp_path / 'out-shards/segmenter.json').is_file()
+    capsys.readouterr()
+    assert "holds the shards of 'train', not of 'fit'" in error_line(capsys, 'train', '--data', tmp_path / 'shards', '--split', 'fit', '--out', tmp_path / 'x')
