@@ -37,7 +37,6 @@ import yaml
 
 import synseg_kit
 from .files import write_text
-from .report import write_notebook_page
 from .toyworld import shipped
 
 # %% ../nbs/13_runs.ipynb #4cdda105
@@ -458,6 +457,7 @@ def run(
     (out / 'notebook.failed.ipynb').unlink(missing_ok=True)
     if not result.exists() or result.stat().st_ino == before:
         raise RunFailed(f'{job.path.name} ended without writing {result}: its last cell must call write_result')
+    from synseg_kit.report import write_notebook_page  # brings matplotlib, which no run needs before its end
     write_notebook_page(out / 'notebook.html', nbformat.read(out / 'notebook.ipynb', as_version=4), job.path.stem)
     return read_result(out)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUSY', 'split_values', 'read_grid', 'notebook_hash', 'package_hash', 'PlannedRun', 'run_key', 'plan_sweep',
-           'read_status', 'run_here', 'run_apart', 'RunState', 'prepare', 'states', 'sweep']
+           'read_status', 'run_here', 'run_apart', 'SweepFailed', 'RunState', 'prepare', 'states', 'sweep']
 
 # %% ../nbs/13b_sweeps.ipynb #43dca76e
 import hashlib
@@ -196,7 +196,11 @@ def run_apart(
         write_json(folder / 'status.json', {'state': 'failed', 'error': f'its process was ended by {signal.Signals(-code).name}' + '; the system does that when memory runs out' * (code == -signal.SIGKILL)})
     return read_status(folder)['state']
 
-# %% ../nbs/13b_sweeps.ipynb #fffa7140
+# %% ../nbs/13b_sweeps.ipynb #0df68ed3
+class SweepFailed(RuntimeError):
+    """Runs of a sweep failed or were interrupted; what is done stays."""
+
+
 @dataclass(frozen=True)
 class RunState:
     """How a run of a sweep stands."""

@@ -13,7 +13,7 @@ from tiny import tiny_pipeline
 from synseg_kit import cli
 from synseg_kit.toyworld import shipped
 
-COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'results', 'words')
+COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'sweep', 'results', 'words')
 
 
 def synseg(*arguments, folder=None):
@@ -104,7 +104,13 @@ def test_version(capsys):
     (('run', 'missing.ipynb'), 'there is no notebook missing.ipynb'),
     (('run', 'quikstart'), 'did you mean quickstart?'),
     (('run', 'quickstart', '-p', 'seed'), "'seed' is not of the form name=value"),
+    (('run', 'quickstart', '-f', 'missing.yaml'), 'there is no file missing.yaml'),
+    (('sweep', 'quickstart', '--grid', 'sed=1,2'), "has no parameter 'sed': did you mean seed?"),
+    (('sweep', 'quickstart', '--grid', 'images=1,many'), "images is int, got 'many'"),
+    (('sweep', 'quickstart', '--seeds', '3-1'), "'3-1' is not a list of seeds such as 0,1,2 or 0-4"),
     (('results', '--folder', 'missing'), 'there is no folder missing'),
+    (('results', 'missing'), 'there is no folder missing'),
+    (('results', '--diff', 'missing', 'missing'), 'missing'),
 ])
 def test_errors_are_one_line_and_write_nothing(capsys, tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
