@@ -1737,6 +1737,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'synseg_kit.training.log_to': ('training.html#log_to', 'synseg_kit/training.py'),
                                      'synseg_kit.training.make_learners': ('training.html#make_learners', 'synseg_kit/training.py'),
                                      'synseg_kit.training.muon': ('training.html#muon', 'synseg_kit/training.py'),
+                                     'synseg_kit.training.no_pickles': ('training.html#no_pickles', 'synseg_kit/training.py'),
                                      'synseg_kit.training.normalise': ('training.html#normalise', 'synseg_kit/training.py'),
                                      'synseg_kit.training.read_segmenter': ('training.html#read_segmenter', 'synseg_kit/training.py'),
                                      'synseg_kit.training.run_network': ('training.html#run_network', 'synseg_kit/training.py'),

@@ -194,7 +194,8 @@ readers read too. Stop it at any moment: the same command goes on where it stopp
       the same from COCO's captions; what is left out, such as captions without a class, is counted
   synseg generate --model ./my-model --classes voc --count 40000 --device cuda --workers 4 --out runs/voc
       with four GPUs; the dataset is the one that a single GPU makes
-  synseg generate --model ./my-model --classes voc --count 1000000 --device cuda --ray auto --workers 64 --out runs/large
+  synseg generate --model ./my-model --classes voc --count 1000000 --device cuda \\
+                  --ray auto --workers 64 --out runs/large
       with the 64 GPUs of a Ray cluster''')
     parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='dataset to write, or to go on with')
     parser.add_argument('--model', default='toy', metavar='FOLDER|NAME', help='diffusers folder or hub name (default: toy, the model that is shipped)')
@@ -572,8 +573,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     missing = sum(run.state == 'missing' for run in ended)
     print(f'{len(ended) - len(failed) - missing} of {len(ended)} runs are done in {out}; `synseg results {out}` makes their table')
     for run in failed: print(f'failed: {run.planned.folder.name} with {", ".join(f"{name}={value!r}" for name, value in run.planned.changes.items())}: {run.error}', file=sys.stderr)
-    if failed: raise RuntimeError(f'{len(failed)} of {len(ended)} runs failed; their notebooks are in their folders, and --retry does them again')
-    if missing: raise RuntimeError(f'{missing} of {len(ended)} runs were interrupted; the same command goes on with them')
+    if failed: raise sweeps.SweepFailed(f'{len(failed)} of {len(ended)} runs failed; their notebooks are in their folders, and --retry does them again')
+    if missing: raise sweeps.SweepFailed(f'{missing} of {len(ended)} runs were interrupted; the same command goes on with them')
 
 
 def add_sweep(commands: Any) -> None:
@@ -583,11 +584,13 @@ of values. Each run has a folder that is named by what decides its result: the n
 goes on with the same command, one that gets more values adds to itself, and two at once share the work. Failed runs stay with their notebook and their error.''', epilog='''examples:
   synseg sweep voc --grid objective=plain,co_training --seeds 0,1,2 --out runs/objectives
       six runs, one after the other; then `synseg results runs/objectives`
-  synseg sweep quickstart --grid beta=0.2,0.5 --grid steps=10,20 --seeds 0-4 --jobs 4 --gpus 0,1,2,3
+  synseg sweep quickstart -p device=cuda --grid images=100,400 --grid inference_steps=10,20 \\
+               --seeds 0-4 --jobs 4 --gpus 0,1,2,3
       twenty runs, four at once, each on a GPU of its own
   synseg sweep voc --grid objective=plain,co_training --seeds 0,1,2 --out runs/objectives --retry
       those that failed once more
-  synseg sweep voc --set paper --grid recipe=daam,synseg --seeds 0-2 --ray auto --gpus-per-run 1 --out /shared/recipes
+  synseg sweep voc --set paper --grid recipe=daam,synseg --seeds 0-2 \\
+               --ray auto --gpus-per-run 1 --out /disk/recipes
       on a Ray cluster whose machines share a disk''')
     parser.add_argument('name', help='a run notebook that is shipped, or a path')
     parser.add_argument('--grid', type=assignment, action='append', default=[], metavar='NAME=A,B,...', help='values of a parameter; may be repeated, and every combination is run')
