@@ -320,6 +320,24 @@ def test_another_dataset_in_the_folder_is_refused(line, capsys):
     assert before == {path: path.read_bytes() for path in (line / 'data').rglob('*') if path.is_file()}
 
 
+def test_two_workers_make_what_one_process_makes(line, tmp_path, capsys):
+    arguments = [*generate(line), '--steps', '2', '--threads', '1']
+    arguments[arguments.index('--out') + 1] = str(tmp_path / 'together')
+    assert cli.main([*arguments, '--workers', '2']) == 0
+    assert '4 images with pseudo-masks' in capsys.readouterr().out
+    alone, together = ({str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()} for folder in (line / 'data', tmp_path / 'together'))
+    assert alone == together
+
+
+def test_workers_say_in_one_line_what_is_wrong(line, tmp_path, capsys, monkeypatch):
+    arguments = [*generate(line), '--steps', '2', '--workers', '1', '--out', str(tmp_path / 'new')]
+    (tmp_path / 'empty').mkdir()
+    assert 'worker 0 could not start: ' in error_line(capsys, *arguments, '--model', str(tmp_path / 'empty'))
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    assert "pip install 'synseg_kit[ray]'" in error_line(capsys, *arguments, '--ray', 'auto')
+    assert not (tmp_path / 'new').exists()
+
+
 def test_the_shipped_model_makes_what_class_names_ask_for(tmp_path):
     assert cli.main(['generate', '--out', str(tmp_path / 'data'), '--count', '2', '--objects', '2', '--steps', '2', '--device', 'cpu']) == 0
     lines = [json.loads(text) for text in (tmp_path / 'data/metadata.jsonl').read_text().splitlines()]
