@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'OBJECTIVES', 'DATASET_COMMANDS', 'even_help', 'Parser', 'objects_range', 'assignment', 'positive',
-           'magnifications', 'pixels', 'choose_device', 'caption_prompts', 'make_prompts', 'generate', 'add_generate',
-           'add_device', 'finish', 'train', 'add_train', 'inference_of', 'add_inference', 'open_benchmark', 'evaluate',
-           'scorecard_text', 'add_evaluate', 'predict', 'add_predict', 'export', 'add_export', 'render', 'add_render',
-           'text_table', 'run', 'add_run', 'results', 'add_results', 'words', 'words_text', 'add_words', 'open_any',
-           'add_source', 'check', 'add_check', 'pack', 'add_pack', 'unpack', 'add_unpack', 'merge', 'add_merge', 'part',
-           'split', 'add_split', 'statistics', 'add_statistics', 'build_parser', 'explain', 'main']
+           'magnifications', 'pixels', 'choose_device', 'caption_prompts', 'make_prompts', 'generate',
+           'generate_with_workers', 'add_generate', 'add_device', 'finish', 'train', 'add_train', 'inference_of',
+           'add_inference', 'open_benchmark', 'evaluate', 'scorecard_text', 'add_evaluate', 'predict', 'add_predict',
+           'export', 'add_export', 'render', 'add_render', 'text_table', 'read_changes', 'choose_set', 'add_parameters',
+           'run', 'add_run', 'seeds_list', 'sweep', 'add_sweep', 'results', 'results_of_runs', 'results_of_benchmarks',
+           'add_results', 'words', 'words_text', 'add_words', 'open_any', 'add_source', 'check', 'add_check', 'pack',
+           'add_pack', 'unpack', 'add_unpack', 'merge', 'add_merge', 'part', 'split', 'add_split', 'statistics',
+           'add_statistics', 'build_parser', 'explain', 'main']
 
 # %% ../nbs/14_cli.ipynb #dd2ca689
 import argparse
@@ -147,10 +149,35 @@ def generate(arguments: argparse.Namespace) -> None:
     from synseg_kit.toyworld import shipped
     settings = SynthesisSettings(steps=arguments.steps, guidance_scale=arguments.guidance, block_size=arguments.block_size, seed=arguments.seed)
     model = shipped('toy-sd') if arguments.model == 'toy' else arguments.model
-    pipe = load_pipeline(model, choose_device(arguments.device), getattr(torch, arguments.dtype))
-    dataset = synthesize(pipe, prompts, arguments.out, classes, settings)
+    if arguments.threads: torch.set_num_threads(arguments.threads)
+    if arguments.workers or arguments.ray: dataset = generate_with_workers(arguments, model, prompts, classes, settings)
+    else:
+        pipe = load_pipeline(model, choose_device(arguments.device), getattr(torch, arguments.dtype))
+        dataset = synthesize(pipe, prompts, arguments.out, classes, settings)
     print(f'{len(dataset)} images with pseudo-masks in {arguments.out}')
     if about_captions: print(about_captions)
+
+
+def generate_with_workers(
+    arguments: argparse.Namespace,  # of `generate`
+    model: Any,  # folder or hub name
+    prompts: Sequence[Any],  # of Prompt
+    classes: Any,  # ClassSet
+    settings: Any,  # SynthesisSettings
+) -> Any:  # the dataset
+    """Make the dataset with several processes, here or on a cluster."""
+    import torch
+
+    from synseg_kit.workers import LocalPool, PipelineMaker, synthesize_in
+    device = arguments.device if arguments.ray and arguments.device != 'auto' else choose_device(arguments.device)
+    starter = PipelineMaker(str(model), classes, settings, len(prompts), device, arguments.dtype, torch.get_num_threads() if device == 'cpu' else None)
+    count = arguments.workers or 1
+    if arguments.ray:
+        from synseg_kit.cluster import RayPool, connect
+        connect(arguments.ray)
+        pool = RayPool(starter, count, cpus=starter.threads or 1, gpus=float(device.startswith('cuda')))
+    else: pool = LocalPool(starter, count)
+    return synthesize_in(pool, prompts, arguments.out, classes, settings.block_size)
 
 
 def add_generate(commands: Any) -> None:
@@ -166,7 +193,12 @@ readers read too. Stop it at any moment: the same command goes on where it stopp
   synseg generate --prompts captions.txt --classes voc --model ./my-model --out runs/captions
       an image for each caption that names a class
   synseg generate --prompts captions_train2017.json --classes coco --model ./my-model --count 20000 --out runs/coco
-      the same from COCO's captions; what is left out, such as captions without a class, is counted''')
+      the same from COCO's captions; what is left out, such as captions without a class, is counted
+  synseg generate --model ./my-model --classes voc --count 40000 --device cuda --workers 4 --out runs/voc
+      with four GPUs; the dataset is the one that a single GPU makes
+  synseg generate --model ./my-model --classes voc --count 1000000 --device cuda \\
+                  --ray auto --workers 64 --out runs/large
+      with the 64 GPUs of a Ray cluster''')
     parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='dataset to write, or to go on with')
     parser.add_argument('--model', default='toy', metavar='FOLDER|NAME', help='diffusers folder or hub name (default: toy, the model that is shipped)')
     parser.add_argument('--classes', default='toy', metavar='SET', help='class set: voc, cityscapes, coco, toy, toy-stuff, toy-streets (default: toy)')
@@ -181,6 +213,9 @@ readers read too. Stop it at any moment: the same command goes on where it stopp
     parser.add_argument('--seed', type=int, default=0, help='of prompts and images (default: 0)')
     add_device(parser)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32', help='of the weights (default: float32)')
+    parser.add_argument('--workers', type=positive, metavar='N', help='processes that make images, one for each GPU; the dataset does not depend on it (default: this one alone)')
+    parser.add_argument('--threads', type=positive, metavar='N', help='threads of each on a CPU; part of the dataset, as the block size is (default: all cores, or OMP_NUM_THREADS)')
+    parser.add_argument('--ray', metavar='ADDRESS', help='let workers run on a Ray cluster: local, auto, host:6379 or ray://host:10001')
     finish(parser, generate)
 
 # %% ../nbs/14_cli.ipynb #bf18cfbd
@@ -448,6 +483,31 @@ def text_table(
     return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
+def read_changes(
+    arguments: argparse.Namespace,  # of `run` or `sweep`
+    notebook: Any,  # RunNotebook
+) -> dict[str, Any]:  # parameter -> value
+    """Read the parameters that a command changes: those of files first, then those of the command line."""
+    from synseg_kit import runs
+    values = {name: value for file in arguments.file for name, value in runs.read_parameter_file(file, notebook).items()}
+    return values | {name: runs.parse_value(notebook.parameter(name), value) for name, value in arguments.parameter}
+
+
+def choose_set(
+    arguments: argparse.Namespace,  # of `run` or `sweep`
+    notebook: Any,  # RunNotebook
+) -> str:  # its name
+    """Settle which parameter set is taken."""
+    return arguments.set or ('small' if 'small' in notebook.sets else 'smoke')
+
+
+def add_parameters(parser: Parser) -> None:
+    """Add what `run` and `sweep` have in common."""
+    parser.add_argument('--set', metavar='SET', help='parameter set (default: small if the notebook has it, else smoke)')
+    parser.add_argument('-p', '--parameter', type=assignment, action='append', default=[], metavar='NAME=VALUE', help='change a parameter; may be repeated')
+    parser.add_argument('-f', '--file', type=Path, action='append', default=[], metavar='FILE', help='change the parameters that a YAML file names; may be repeated, and -p goes above it')
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Execute a run notebook, or say what it takes."""
     from synseg_kit import runs
@@ -458,8 +518,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.help_notebook:
         print(text_table(notebook.table()))
         return
-    set_name = arguments.set or ('small' if 'small' in notebook.sets else 'smoke')
-    changes = {name: runs.parse_value(notebook.parameter(name), value) for name, value in arguments.parameter}
+    set_name = choose_set(arguments, notebook)
+    changes = read_changes(arguments, notebook)
     out = arguments.out or Path('runs') / notebook.path.stem
     result = runs.run(notebook.path, out, set_name, changes)
     print(f'{notebook.path.stem} ({set_name}) took {result["seconds"]:.0f} s; in {out}: ' + ', '.join(sorted(file.name for file in out.iterdir() if file.is_file())))
@@ -470,7 +530,7 @@ def run(arguments: argparse.Namespace) -> None:
 def add_run(commands: Any) -> None:
     """Describe `synseg run`."""
     parser = commands.add_parser('run', help='execute a run notebook', description='''Execute a run notebook and keep it: OUT gets
-notebook.ipynb (executed), result.json (parameters, metrics, seed, versions, commit, hardware, seconds) and what the notebook
+notebook.ipynb and notebook.html (executed), result.json (parameters, metrics, seed, versions, commit, hardware, seconds) and what the notebook
 writes, such as report.html.''', epilog='''examples:
   synseg run
       lists the run notebooks that are shipped
@@ -480,17 +540,98 @@ writes, such as report.html.''', epilog='''examples:
       the whole line on the toy world, into runs/quickstart
   synseg run quickstart --set paper -p model=./stable-diffusion -p seed=1 --out runs/paper-1
       another set, with two parameters changed
+  synseg run voc --set paper -f my-study.yaml -p seed=2 --out runs/voc-2
+      parameters from a file, one of them changed once more
   synseg run my-study.ipynb
       a notebook of your own, with a cell tagged `parameters`''')
     parser.add_argument('name', nargs='?', help='a run notebook that is shipped, or a path')
-    parser.add_argument('--set', metavar='SET', help='parameter set (default: small if the notebook has it, else smoke)')
-    parser.add_argument('-p', '--parameter', type=assignment, action='append', default=[], metavar='NAME=VALUE', help='change a parameter; may be repeated')
+    add_parameters(parser)
     parser.add_argument('--out', type=Path, metavar='FOLDER', help='output folder (default: runs/NAME)')
     parser.add_argument('--help-notebook', action='store_true', help='list parameters and sets, run nothing')
     finish(parser, run)
 
+# %% ../nbs/14_cli.ipynb #5e2fa121
+def seeds_list(
+    text: str,  # '0,1,2' or '0-4'
+) -> list[int]:  # in order
+    """Read the seeds of a sweep."""
+    try:
+        seeds = [n for part in text.split(',') for low, dash, high in [part.partition('-')] for n in range(int(low), int(high if dash else low) + 1)]
+    except ValueError:
+        seeds = []
+    if not seeds or len({*seeds}) < len(seeds): raise argparse.ArgumentTypeError(f'{text!r} is not a list of seeds such as 0,1,2 or 0-4')
+    return seeds
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Execute a run notebook with many values."""
+    from synseg_kit import runs, sweeps
+    notebook = runs.read_run(arguments.name)
+    out = arguments.out or Path('runs') / f'{notebook.path.stem}-sweep'
+    plan = sweeps.plan_sweep(notebook.path, out, sweeps.read_grid(notebook, arguments.grid), arguments.seeds or (), choose_set(arguments, notebook), read_changes(arguments, notebook))
+    places = None
+    if arguments.ray:
+        from synseg_kit.cluster import RayPlaces, connect
+        connect(arguments.ray)
+        places = RayPlaces(arguments.cpus, arguments.gpus_per_run)
+    ended = sweeps.sweep(plan, notebook.path, arguments.jobs, arguments.gpus.split(',') if arguments.gpus else (), arguments.retry, places)
+    failed = [run for run in ended if run.state == 'failed']
+    missing = sum(run.state == 'missing' for run in ended)
+    print(f'{len(ended) - len(failed) - missing} of {len(ended)} runs are done in {out}; `synseg results {out}` makes their table')
+    for run in failed: print(f'failed: {run.planned.folder.name} with {", ".join(f"{name}={value!r}" for name, value in run.planned.changes.items())}: {run.error}', file=sys.stderr)
+    if failed: raise sweeps.SweepFailed(f'{len(failed)} of {len(ended)} runs failed; their notebooks are in their folders, and --retry does them again')
+    if missing: raise sweeps.SweepFailed(f'{missing} of {len(ended)} runs were interrupted; the same command goes on with them')
+
+
+def add_sweep(commands: Any) -> None:
+    """Describe `synseg sweep`."""
+    parser = commands.add_parser('sweep', help='execute a run notebook with many values', description='''Execute a run notebook with every combination
+of values. Each run has a folder that is named by what decides its result: the notebook, all parameters, and the source of synseg_kit. What is done is not done again, so a sweep that was killed
+goes on with the same command, one that gets more values adds to itself, and two at once share the work. Failed runs stay with their notebook and their error.''', epilog='''examples:
+  synseg sweep voc --grid objective=plain,co_training --seeds 0,1,2 --out runs/objectives
+      six runs, one after the other; then `synseg results runs/objectives`
+  synseg sweep quickstart -p device=cuda --grid images=100,400 --grid inference_steps=10,20 \\
+               --seeds 0-4 --jobs 4 --gpus 0,1,2,3
+      twenty runs, four at once, each on a GPU of its own
+  synseg sweep voc --grid objective=plain,co_training --seeds 0,1,2 --out runs/objectives --retry
+      those that failed once more
+  synseg sweep voc --set paper --grid recipe=daam,synseg --seeds 0-2 \\
+               --ray auto --gpus-per-run 1 --out /disk/recipes
+      on a Ray cluster whose machines share a disk''')
+    parser.add_argument('name', help='a run notebook that is shipped, or a path')
+    parser.add_argument('--grid', type=assignment, action='append', default=[], metavar='NAME=A,B,...', help='values of a parameter; may be repeated, and every combination is run')
+    parser.add_argument('--seeds', type=seeds_list, metavar='A,B|A-B', help='values of the parameter seed')
+    add_parameters(parser)
+    parser.add_argument('--out', type=Path, metavar='FOLDER', help='folder of the sweep (default: runs/NAME-sweep)')
+    parser.add_argument('--jobs', type=positive, default=1, metavar='N', help='runs at once (default: 1)')
+    parser.add_argument('--gpus', metavar='A,B,...', help='GPUs for them, one each, round and round (default: every run sees all)')
+    parser.add_argument('--retry', action='store_true', help='do failed runs again')
+    parser.add_argument('--ray', metavar='ADDRESS', help='runs go to a Ray cluster: local, auto, host:6379 or ray://host:10001')
+    parser.add_argument('--cpus', type=positive, default=1, metavar='N', help='that a run asks of the cluster (default: 1)')
+    parser.add_argument('--gpus-per-run', type=float, default=0, metavar='X', help='that a run asks of the cluster (default: 0)')
+    finish(parser, sweep)
+
 # %% ../nbs/14_cli.ipynb #0e9f7a10
 def results(arguments: argparse.Namespace) -> None:
+    """Tell what runs or benchmarks have come to."""
+    if arguments.diff:
+        from synseg_kit.results import compare_runs
+        print(text_table(compare_runs(*arguments.diff)))
+    elif arguments.runs: results_of_runs(arguments)
+    else: results_of_benchmarks(arguments)
+
+
+def results_of_runs(arguments: argparse.Namespace) -> None:
+    """Show the table of many runs, and write it."""
+    from synseg_kit.results import collect, write_results
+    found = collect(arguments.runs)
+    metrics = arguments.metrics.split(',') if arguments.metrics else None
+    print(found.to_markdown(metrics))
+    for failed in (run for run in found.runs if run.error): print(f'failed: {failed.folder}: {failed.error}')
+    print('written:', ', '.join(path.name for path in write_results(arguments.runs, found, metrics)), 'in', arguments.runs)
+
+
+def results_of_benchmarks(arguments: argparse.Namespace) -> None:
     """List benchmark results, or those to measure again."""
     from synseg_kit import runs
     found = [result for result in runs.read_results(arguments.folder) if result.stale or not arguments.stale]
@@ -506,12 +647,24 @@ def results(arguments: argparse.Namespace) -> None:
 
 def add_results(commands: Any) -> None:
     """Describe `synseg results`."""
-    parser = commands.add_parser('results', help='list benchmark results', description='''List the committed benchmark results. A result
-is stale when the source of a module that it rests on has changed since it was measured.''', epilog='''examples:
-  synseg results            all of them, with their summaries
-  synseg results --stale    the names of those to measure again; nothing when all are fresh''')
-    parser.add_argument('--stale', action='store_true', help='only the names of those whose source has changed')
-    parser.add_argument('--folder', type=Path, metavar='FOLDER', help='where they lie (default: nbs/bench/results of the clone)')
+    parser = commands.add_parser('results', help='table of runs, and of benchmarks', description='''With a folder: collect every result.json below it
+to one table, with mean and spread over seeds, and write it as markdown, CSV, a picture, and parquet where pandas is installed. Without
+one: list the committed benchmark results. A result is stale when the source of a module that it rests on has changed since it was measured.''', epilog='''examples:
+  synseg results runs/study
+      what a sweep, or any number of runs, has come to
+  synseg results runs/study --metrics miou,pixel_accuracy
+      these metrics instead of the first six
+  synseg results --diff runs/voc-1 runs/voc-2
+      parameters, versions and metrics in which two runs differ
+  synseg results
+      the benchmarks, with their summaries
+  synseg results --stale
+      the names of those to measure again; nothing when all are fresh''')
+    parser.add_argument('runs', nargs='?', type=Path, metavar='FOLDER', help='with runs somewhere below it')
+    parser.add_argument('--metrics', metavar='A,B,...', help='metrics to show, as result.json names them; nested ones with dots (default: the first six)')
+    parser.add_argument('--diff', nargs=2, type=Path, metavar=('RUN', 'RUN'), help='show what differs between two runs')
+    parser.add_argument('--stale', action='store_true', help='only the names of benchmarks whose source has changed')
+    parser.add_argument('--folder', type=Path, metavar='FOLDER', help='where benchmark results lie (default: nbs/bench/results of the clone)')
     finish(parser, results)
 
 # %% ../nbs/14_cli.ipynb #908d54c6
@@ -770,7 +923,7 @@ or all of it, with baselines and a report, in one:
 `synseg COMMAND --help` explains each, with examples.''')
     parser.add_argument('--version', action='version', version=f'synseg_kit {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True, parser_class=Parser)
-    for add in (add_generate, add_train, add_evaluate, add_predict, add_export, add_render, add_run, add_results, add_words, *DATASET_COMMANDS): add(commands)
+    for add in (add_generate, add_train, add_evaluate, add_predict, add_export, add_render, add_run, add_sweep, add_results, add_words, *DATASET_COMMANDS): add(commands)
     return parser
 
 

@@ -4,23 +4,27 @@
 
 # %% auto #0
 __all__ = ['PALETTE_VOID', 'RGB_VOID', 'AUGMENTED_SPLITS', 'OFFICIAL_COUNTS', 'AUGMENTED_HINT', 'FOLDER_FROM', 'PER_FOLDER',
-           'SAMPLE_FILES', 'OPENRAIL', 'STABILITY', 'LICENCES', 'DATASET_CARD', 'NO_AUGMENTATION', 'LUMA',
+           'SAMPLE_FILES', 'OPENRAIL', 'STABILITY', 'LICENCES', 'DATASET_CARD', 'HALVED', 'NO_AUGMENTATION', 'LUMA',
            'MEAN_COLOUR', 'Example', 'rgb_picture', 'encode_labels', 'palette_ids', 'rgb_ids', 'decode_labels',
            'with_void', 'open_picture', 'check_layout', 'refuse_unpaired', 'Examples', 'LabelledFolder',
            'find_voc_root', 'read_split', 'VOCFolder', 'ImageNetSFolder', 'table_labels', 'CityscapesFolder',
            'RenderedDataset', 'run_lengths', 'coco_pieces', 'write_coco', 'Labelled', 'Sample', 'sample_name',
-           'other_mask_file', 'write_sample', 'sample_line', 'write_aside', 'flatten', 'differences', 'model_licence',
-           'card_models', 'card_making', 'dataset_card', 'SampleWriter', 'read_lines', 'SyntheticFolder',
-           'ReliabilityMap', 'Augmentation', 'RandomScaledCrop', 'colour_matrix', 'ColourJitter', 'build_transform',
-           'to_tensors', 'augment', 'Batch', 'number_seed', 'collate', 'draw_order', 'Draws', 'batches', 'count_pixels']
+           'other_mask_file', 'encode_picture', 'encode_sample', 'write_sample', 'sample_line', 'encode_block',
+           'write_aside', 'flatten', 'differences', 'model_licence', 'card_models', 'card_making', 'dataset_card',
+           'SampleWriter', 'read_lines', 'SyntheticFolder', 'ReliabilityMap', 'Augmentation', 'RandomScaledCrop',
+           'colour_matrix', 'ColourJitter', 'build_transform', 'to_tensors', 'augment', 'Batch', 'number_seed',
+           'collate', 'draw_order', 'Draws', 'batches', 'count_pixels']
 
 # %% ../nbs/06_datasets.ipynb #ff2a33d7
+import errno
+import io
 import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -37,7 +41,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from .classes import CITYSCAPES_LABEL_IDS, COCO, ClassSet, check_labels, cityscapes, label_ids_to_train_ids, voc
-from .files import write_file, write_text
+from .files import EncodedBlock, write_file, write_text
 from .masks import connected_components
 from .prompts import Prompt
 from .toyworld import classes_of, render
@@ -409,6 +413,7 @@ class Sample:
     source: str = '' # name of the generator
     others: Mapping[str, Labelled] = field(default_factory=dict) # masks by other recipes, by their names
     heat: tuple[Sequence[int], Tensor] | None = None # class ids and their maps [class, h, w], for filters; it is not written
+    batch: int | None = None # samples of its call, where memory did not suffice for the whole block; None: the block was made in one
 
     def __post_init__(self):
         for mask in (self.mask, *self.others.values()): Example(self.image, mask.labels, mask.reliability, self.prompt.text)
@@ -433,24 +438,39 @@ def other_mask_file(
     "Name the file of a mask by another recipe; `VOCFolder(..., masks='SegmentationClass-RECIPE')` reads it."
     return f'SegmentationClass-{recipe}/{name}.png'
 
+def encode_picture(
+    image: Image.Image,
+    format: str, # JPEG or PNG
+    **options, # for `save`
+) -> bytes: # the content of a file
+    "Encode an image."
+    memory = io.BytesIO()
+    image.save(memory, format, **options)
+    return memory.getvalue()
+
+def encode_sample(
+    name: str, # as `sample_name` gives it
+    sample: Sample,
+    class_set: ClassSet, # what the labels mean
+) -> dict[str, bytes]: # path in the dataset -> content
+    "Make the files of a sample; the same sample gives the same bytes."
+    reliability = np.rint(np.asarray(sample.mask.reliability) * 255)
+    if not (reliability.min() >= 0 and reliability.max() <= 255): raise ValueError(f'sample {name}: reliability must be from 0 to 1; got {reliability.min() / 255:.3g} to {reliability.max() / 255:.3g}')
+    contents = (encode_picture(sample.image, 'JPEG', quality=95, subsampling='4:4:4'), encode_picture(encode_labels(sample.mask.labels, class_set), 'PNG'),
+                encode_picture(Image.fromarray(reliability.astype(np.uint8)), 'PNG'))
+    others = {other_mask_file(recipe, name): encode_picture(encode_labels(mask.labels, class_set), 'PNG') for recipe, mask in sample.others.items()}
+    return {pattern.format(name): content for pattern, content in zip(SAMPLE_FILES.values(), contents)} | others
+
 def write_sample(
     folder: Path, # the dataset, or a folder beside it
     name: str, # as `sample_name` gives it
     sample: Sample,
     class_set: ClassSet, # what the labels mean
 ) -> None:
-    "Write the files of a sample; the same sample gives the same bytes."
-    reliability = np.rint(np.asarray(sample.mask.reliability) * 255)
-    if not (reliability.min() >= 0 and reliability.max() <= 255): raise ValueError(f'sample {name}: reliability must be from 0 to 1; got {reliability.min() / 255:.3g} to {reliability.max() / 255:.3g}')
-    paths = [folder / pattern.format(name) for pattern in SAMPLE_FILES.values()]
-    for path in paths: path.parent.mkdir(parents=True, exist_ok=True)
-    sample.image.save(paths[0], quality=95, subsampling='4:4:4')
-    encode_labels(sample.mask.labels, class_set).save(paths[1])
-    Image.fromarray(reliability.astype(np.uint8)).save(paths[2])
-    for recipe, mask in sample.others.items():
-        path = folder / other_mask_file(recipe, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        encode_labels(mask.labels, class_set).save(path)
+    "Write the files of a sample."
+    for path, content in encode_sample(name, sample, class_set).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
 
 def sample_line(
     name: str, # as `sample_name` gives it
@@ -459,7 +479,21 @@ def sample_line(
 ) -> dict[str, Any]: # a line of metadata.jsonl
     "Describe a sample."
     files = {key: pattern.format(name) for key, pattern in SAMPLE_FILES.items()}
-    return {**files, **asdict(sample.prompt), 'class_ids': list(sample.prompt.class_ids), 'seed': sample.seed, 'block': block, 'source': sample.source}
+    halved = {} if sample.batch is None else {'batch': sample.batch}
+    return {**files, **asdict(sample.prompt), 'class_ids': list(sample.prompt.class_ids), 'seed': sample.seed, 'block': block, 'source': sample.source, **halved}
+
+def encode_block(
+    number: int, # of the block, from 0
+    numbers: Sequence[int], # of its samples
+    count: int, # samples of the whole dataset
+    samples: Sequence[Sample | None], # one for each of its numbers; None: rejected
+    class_set: ClassSet, # what the labels mean
+) -> EncodedBlock:
+    "Turn the samples of a block into files; it needs no disk, so any process can do it."
+    if len(samples) != len(numbers): raise ValueError(f'block {number} has {len(numbers)} samples; got {len(samples)} (None stands for a rejected one)')
+    kept = {sample_name(n, count): sample for n, sample in zip(numbers, samples) if sample is not None}
+    files = {path: content for name, sample in kept.items() for path, content in encode_sample(name, sample, class_set).items()}
+    return EncodedBlock(number, files, [sample_line(name, sample, number) for name, sample in kept.items()])
 
 # %% ../nbs/06_datasets.ipynb #7f2c6f28
 def write_aside(
@@ -539,6 +573,9 @@ Nobody drew the masks and nobody looked at every image: labels are read from the
 
 This is a note, not legal advice. A model that was tuned further may have other terms than the one that it came from, and the licence of this dataset is for whoever publishes it to choose.
 '''
+HALVED = '''
+Memory did not suffice for {blocks}: {samples} samples were made in smaller batches, which `batch` in `metadata.jsonl` tells. Numbers are rounded by batch, so these samples differ in their last digits from those of a machine with more memory.
+'''
 
 def card_models(
     about: Mapping[str, Any], # what dataset.json says
@@ -567,13 +604,17 @@ def dataset_card(
     class_set: ClassSet,
     count: int, # samples
     about: Mapping[str, Any] | None = None, # what dataset.json says
+    halved: Sequence[int] = (), # the block of each sample that was made in a smaller batch, since memory did not suffice
 ) -> str: # markdown with the header that Hugging Face reads
     "Write the README.md of a synthetic dataset."
     making, models = card_making(about or {}), card_models(about or {})
     licence = '\n\n'.join(f'`{name}`, going by its name: {terms}. {images}' for name in models for terms, images in [model_licence(name)]) or 'Not known, as the model is not.'
+    blocks = sorted({*halved})
+    named = ('block ' if len(blocks) == 1 else 'blocks ') + ', '.join(map(str, blocks[:10])) + f' and {len(blocks) - 10} more' * (len(blocks) > 10)
+    note = HALVED.format(blocks=named, samples=len(halved)) if halved else ''
     classes = ', '.join(class_set.names[:20]) + f' and {len(class_set.names) - 20} more' * (len(class_set.names) > 20)
     encoding = f'palette PNG, {PALETTE_VOID} is void' if class_set.num_classes <= PALETTE_VOID else f'RGB PNG, id = R + 256 G, {RGB_VOID} is void'
-    return DATASET_CARD.format(count=count, name=class_set.name, classes=classes, encoding=encoding, making=making, licence=licence)
+    return DATASET_CARD.format(count=count, name=class_set.name, classes=classes, encoding=encoding, making=making, licence=licence) + note
 
 # %% ../nbs/06_datasets.ipynb #b8efa098
 class SampleWriter:
@@ -601,14 +642,32 @@ class SampleWriter:
         self._lock = FileLock(self.aside / 'lock')
         try: self._lock.acquire(timeout=0)
         except Timeout: raise RuntimeError(f'another process is writing to {self.folder}; wait for it, or choose another folder') from None
-        for left in self.aside.iterdir():
-            if left.name != 'lock': shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try: self._tidy(); self._refuse_other_dataset()  # once more: another process may have begun one between the first look and the lock
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error):
+        self._tidy()
+        (self.aside / 'lock').unlink(missing_ok=True)  # while it is held: who comes next makes a new one
         self._lock.release()
-        shutil.rmtree(self.aside, ignore_errors=True)
-        if self._new and not any(self.folder.iterdir()): self.folder.rmdir()
+        with suppress(OSError): self.aside.rmdir()  # the next process is in it already
+        with suppress(OSError):
+            if self._new: self.folder.rmdir()  # only if it is empty
+
+    def _tidy(self):
+        for left in self.aside.iterdir():
+            if left.name != 'lock': shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    @contextmanager
+    def _room(self, what):
+        "Say what is safe when the disk is full."
+        try: yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+            done = len(self.blocks) - len(self.missing)
+            raise OSError(error.errno, f'the disk is full; {what} of {self.folder} was not written. {done} of {len(self.blocks)} blocks are complete and stay; make room and start the same command again') from error
 
     def _refuse_other_dataset(self):
         if self.folder.exists() and not self.folder.is_dir(): raise NotADirectoryError(f'{self.folder} is a file; choose a folder')
@@ -642,17 +701,32 @@ class SampleWriter:
         samples: Sequence[Sample | None], # one for each of its numbers; None: rejected
     ) -> None:
         "Commit one block: all of it or nothing."
-        numbers = self.numbers(block)
-        if len(samples) != len(numbers): raise ValueError(f'block {block} has {len(numbers)} samples; got {len(samples)} (None stands for a rejected one)')
-        kept = {sample_name(number, self.count): sample for number, sample in zip(numbers, samples) if sample is not None}
-        lines = [sample_line(name, sample, block) for name, sample in kept.items()]
-        for name, sample in kept.items(): write_sample(self.aside / 'block', name, sample, self.class_set)
-        if not (self.folder / 'dataset.json').is_file(): write_aside(self.folder / 'dataset.json', json.dumps(self.about, indent=1) + '\n', self.aside)
-        files = [line[key] for line in lines for key in SAMPLE_FILES] + [other_mask_file(recipe, name) for name, sample in kept.items() for recipe in sample.others]
-        for file in files:
-            (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.aside / 'block' / file, self.folder / file)
-        write_aside(self.record(block), json.dumps(lines, indent=1) + '\n', self.aside)
+        self.commit(encode_block(block, self.numbers(block), self.count, samples, self.class_set))
+
+    def commit(self,
+        block: EncodedBlock, # made here or in another process
+    ) -> None:
+        "Write the files of a block, then the record that makes it count."
+        self._refuse_foreign_files(block)
+        with self._room(f'block {block.number}'):
+            for file, content in block.files.items():
+                (self.aside / 'block' / file).parent.mkdir(parents=True, exist_ok=True)
+                (self.aside / 'block' / file).write_bytes(content)
+            if not (self.folder / 'dataset.json').is_file(): write_aside(self.folder / 'dataset.json', json.dumps(self.about, indent=1) + '\n', self.aside)
+            for file in block.files:
+                (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.aside / 'block' / file, self.folder / file)
+            write_aside(self.record(block.number), json.dumps(list(block.lines), indent=1) + '\n', self.aside)
+
+    def _refuse_foreign_files(self, block):
+        "A block may come from another machine: its files are those of its samples, whatever their names try."
+        if block.number not in self.blocks: raise ValueError(f'{self.folder} has blocks 0 to {len(self.blocks) - 1}; got block {block.number}')
+        names = {sample_name(number, self.count) for number in self.numbers(block.number)}
+        own = {pattern.format(name) for name in names for pattern in SAMPLE_FILES.values()}
+        foreign = [file for file in block.files if file not in own and not ((other := re.fullmatch(r'SegmentationClass-[\w.+-]+/(.+)\.png', file)) and other[1] in names)]
+        if foreign: raise ValueError(f'block {block.number} brings {foreign[0]!r}, which is no file of its samples; nothing of it was written')
+        lost = [line[key] for line in block.lines for key in SAMPLE_FILES if line[key] not in block.files]
+        if lost: raise ValueError(f'block {block.number} lacks {lost[0]}; nothing of it was written')
 
     def finish(self) -> 'SyntheticFolder':
         "Write the lists of the complete dataset from its block records, and open it."
@@ -661,9 +735,10 @@ class SampleWriter:
         lines = [line for record in records for line in json.loads(record.read_text(encoding='utf-8'))]
         if not lines: raise ValueError(f'all {self.count} samples of {self.folder} were rejected, so there is no dataset; loosen the filter')
         names = [line['file_name'].removeprefix('JPEGImages/').removesuffix('.jpg') for line in lines]
-        write_aside(self.folder / 'metadata.jsonl', ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines), self.aside)
-        write_aside(self.folder / 'README.md', dataset_card(self.class_set, len(lines), self.about), self.aside)
-        write_aside(self.folder / 'ImageSets/Segmentation/train.txt', ''.join(name + '\n' for name in names), self.aside)
+        with self._room('the list of samples'):
+            write_aside(self.folder / 'metadata.jsonl', ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines), self.aside)
+            write_aside(self.folder / 'README.md', dataset_card(self.class_set, len(lines), self.about, [line['block'] for line in lines if 'batch' in line]), self.aside)
+            write_aside(self.folder / 'ImageSets/Segmentation/train.txt', ''.join(name + '\n' for name in names), self.aside)
         return SyntheticFolder(self.folder)
 
 # %% ../nbs/06_datasets.ipynb #49b84b0e

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TYPES', 'FILLED_IN', 'PACKAGES', 'TEXT_BARS', 'KERNEL', 'COSTS', 'WORDS', 'Parameter', 'one_line', 'accepted_types',
            'check_value', 'parse_value', 'tagged_source', 'read_parameters', 'read_sets', 'unknown', 'RunNotebook',
-           'run_names', 'find_run', 'read_run', 'versions', 'commit', 'processor_name', 'hardware', 'peak_memory_gb',
-           'Stopwatch', 'to_plain', 'write_json', 'parameters_of', 'write_result', 'read_result', 'RunFailed',
-           'with_values', 'execute', 'describe_failure', 'run', 'summarise', 'source_hash', 'results_folder',
-           'write_bench', 'BenchResult', 'read_bench', 'read_results', 'stale_results', 'Expectations', 'expectations']
+           'run_names', 'find_run', 'read_run', 'read_parameter_file', 'versions', 'commit', 'processor_name',
+           'hardware', 'peak_memory_gb', 'Stopwatch', 'to_plain', 'write_json', 'parameters_of', 'write_result',
+           'read_result', 'RunFailed', 'with_values', 'LiveText', 'execute', 'describe_failure', 'run', 'summarise',
+           'source_hash', 'results_folder', 'write_bench', 'BenchResult', 'read_bench', 'read_results', 'stale_results',
+           'Expectations', 'expectations']
 
 # %% ../nbs/13_runs.ipynb #899c6d62
 import ast
@@ -32,6 +33,7 @@ from typing import Any
 
 import nbformat
 import papermill
+import yaml
 
 import synseg_kit
 from .files import write_text
@@ -77,6 +79,7 @@ def check_value(
     kinds = accepted_types(parameter.type)
     wrong = not isinstance(value, kinds) or (isinstance(value, bool) and not {bool, object} & set(kinds))
     if wrong: raise ValueError(f'parameter {parameter.name} is {parameter.type}, got {value!r}')
+    if isinstance(value, float) and not math.isfinite(value): raise ValueError(f'parameter {parameter.name} is to be a finite number, got {value!r}')
     return value
 
 
@@ -220,6 +223,26 @@ def read_run(
     source = tagged_source(notebook, 'parameters')
     if source is None: raise ValueError(f'{path} has no cell tagged `parameters`, so it is not a run notebook')
     return RunNotebook(path, read_parameters(source), read_sets(tagged_source(notebook, 'sets')))
+
+# %% ../nbs/13_runs.ipynb #7d6946ef
+def read_parameter_file(
+    path: Path | str,  # YAML or JSON: one mapping from name to value
+    notebook: RunNotebook,  # whose parameters they are
+) -> dict[str, Any]:  # parameter -> value, of its type
+    """Read values of parameters from a file."""
+    path = Path(path)
+    if not path.is_file(): raise FileNotFoundError(f'there is no file {path}')
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is not plain YAML: {one_line(error)}') from None
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f'{path} must hold one mapping, `name: value` a line; it holds {one_line(repr(content), 60)}')
+    values = {}
+    for name, value in content.items():
+        parameter = notebook.parameter(name, str(path))
+        values[name] = parse_value(parameter, value) if isinstance(value, str) and str not in accepted_types(parameter.type) else check_value(parameter, value)
+    return values
 
 # %% ../nbs/13_runs.ipynb #dd8143f7
 PACKAGES = ('torch', 'torchvision', 'diffusers', 'transformers', 'peft', 'accelerate', 'segmentation-models-pytorch', 'timm',
@@ -366,15 +389,32 @@ def with_values(
     return notebook
 
 
+class LiveText:
+    """Passes a kernel's bars on to a terminal; a bar that follows a longer line erases it."""
+
+    def __init__(self,
+                 terminal: Any,  # a text file, such as sys.stderr
+                 ):
+        self.terminal, self.erase = terminal, '\r\x1b[K' if terminal.isatty() else '\r'
+
+    def write(self, text: str) -> None:
+        """Write what a cell has written."""
+        self.terminal.write(text.replace('\r', self.erase))
+
+    def flush(self) -> None:
+        """Show what was written."""
+        self.terminal.flush()
+
+
 def execute(
     notebook: nbformat.NotebookNode,  # with its values
     written: Path,  # where the executed notebook goes, cell by cell
-    progress: bool,  # show bars on stderr
+    progress: bool,  # show bars on stderr: one over the cells, and the notebook's own while they move
 ) -> None:
     """Execute a notebook in a fresh kernel of this Python."""
     papermill.execute_notebook(
         notebook, str(written), kernel_name='python3', language='python', progress_bar=progress,
-        stderr_file=sys.stderr if progress else None, start_timeout=180, coalesce_streams=True, extra_arguments=KERNEL)
+        stderr_file=LiveText(sys.stderr) if progress else None, start_timeout=180, coalesce_streams=True, extra_arguments=KERNEL)
 
 # %% ../nbs/13_runs.ipynb #bf977b19
 def describe_failure(
@@ -393,7 +433,7 @@ def describe_failure(
 # %% ../nbs/13_runs.ipynb #1b1b5672
 def run(
     notebook: Path | str,  # `quickstart`, or a path to a run notebook
-    out: Path | str,  # output folder; it gets notebook.ipynb, result.json and what the notebook writes
+    out: Path | str,  # output folder; it gets notebook.ipynb, notebook.html, result.json and what the notebook writes
     set_name: str = 'smoke',  # parameter set: `smoke` is the notebook's defaults
     parameters: Mapping[str, Any] | None = None,  # changes on top of the set
     progress: bool = True,  # show progress on stderr
@@ -407,7 +447,7 @@ def run(
     declared = {p.name for p in job.parameters}
     values |= {name: value for name, value in {'out': str(out), 'set': set_name}.items() if name in declared}
     running, result = out / 'notebook.running.ipynb', out / 'result.json'
-    before = result.stat().st_mtime_ns if result.exists() else None
+    before = result.stat().st_ino if result.exists() else None  # a file that is written anew is another file, whatever the clock says
     try:
         execute(with_values(nbformat.read(job.path, as_version=4), values), running, progress)
     except Exception as error:
@@ -415,8 +455,10 @@ def run(
         raise RunFailed(f'{job.path.name}: {describe_failure(error, failed)} (executed notebook: {failed})') from error
     running.replace(out / 'notebook.ipynb')
     (out / 'notebook.failed.ipynb').unlink(missing_ok=True)
-    if not result.exists() or result.stat().st_mtime_ns == before:
+    if not result.exists() or result.stat().st_ino == before:
         raise RunFailed(f'{job.path.name} ended without writing {result}: its last cell must call write_result')
+    from synseg_kit.report import write_notebook_page  # brings matplotlib, which no run needs before its end
+    write_notebook_page(out / 'notebook.html', nbformat.read(out / 'notebook.ipynb', as_version=4), job.path.stem)
     return read_result(out)
 
 # %% ../nbs/13_runs.ipynb #9cb263ba

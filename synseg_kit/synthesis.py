@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['BOOKKEEPING', 'SynthesisSettings', 'sample_seed', 'find_tokenizers', 'check_prompts', 'fingerprint', 'model_name',
-           'describe_model', 'hash_prompts', 'describe_run', 'quiet', 'denoiser_precision', 'make_block', 'synthesize']
+           'describe_model', 'hash_prompts', 'describe_run', 'quiet', 'denoiser_precision', 'BrokenMaps',
+           'refuse_broken_maps', 'make_block', 'OutOfMemory', 'is_out_of_memory', 'make_block_in_parts',
+           'make_numbered_block', 'synthesize']
 
 # %% ../nbs/07_synthesis.ipynb #f5d06602
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import synseg_kit
@@ -191,6 +194,27 @@ def denoiser_precision(
     try: yield
     finally: del denoiser.forward
 
+class BrokenMaps(ValueError):
+    "The attention of a prompt is no number."
+    def __init__(self,
+        message: str,
+        seed: int, # of the sample
+    ):
+        super().__init__(message)
+        self.seed = seed
+
+def refuse_broken_maps(
+    maps: Sequence[Tensor], # [class, h, w] of each prompt
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int], # one for each prompt
+) -> None:
+    "Refuse maps with NaN or infinity in them: every label that is made of them is a guess."
+    for one, prompt, seed in zip(maps, prompts, seeds, strict=True):
+        if not one.isfinite().all():
+            broken = 1 - one.isfinite().float().mean().item()
+            raise BrokenMaps(f'{broken:.0%} of the attention maps of {prompt.text!r} are NaN or infinite. A model whose numbers overflow does this: float16 is too narrow for '
+                             f'some, so load it in bfloat16 or float32 (--dtype); if they are broken in float32 too, so are its weights', seed)
+
 def make_block(
     pipe: DiffusionPipeline,
     prompts: Sequence[Prompt], # of this block
@@ -205,10 +229,56 @@ def make_block(
     with quiet(pipe), denoiser_precision(pipe, settings.precision), capture(pipe, prompts, **wanted) as trace:
         out = pipe([p.text for p in prompts], num_inference_steps=settings.steps, guidance_scale=settings.guidance_scale,
                    generator=[torch.Generator().manual_seed(seed) for seed in seeds], **negative, **size)
+    heats = [trace.class_maps(i) for i in range(len(prompts))]
+    refuse_broken_maps([maps for _, maps in heats], prompts, seeds)
     masks, *others = (pseudo_masks(trace, out.images, class_set, one) for one in settings.recipes.values())
     blackened = getattr(out, 'nsfw_content_detected', None) or [False] * len(prompts)
-    return [None if black else Sample(image, mask, prompt, seed, model_name(pipe), {name: made[i] for name, made in zip(settings.also, others)}, trace.class_maps(i))
+    return [None if black else Sample(image, mask, prompt, seed, model_name(pipe), {name: made[i] for name, made in zip(settings.also, others)}, heats[i])
             for i, (image, mask, prompt, seed, black) in enumerate(zip(out.images, masks, prompts, seeds, blackened))]
+
+# %% ../nbs/07_synthesis.ipynb #914d974a
+class OutOfMemory(MemoryError): "Not even one image fits."
+
+def is_out_of_memory(
+    error: BaseException,
+) -> bool:
+    "Say whether an error means that memory did not suffice, on a GPU, on Apple's, or on the CPU."
+    if isinstance(error, torch.OutOfMemoryError | MemoryError): return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ('out of memory', "can't allocate memory", 'not enough memory'))
+
+def make_block_in_parts(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[Prompt], # of this block
+    seeds: Sequence[int], # one for each prompt
+    class_set: ClassSet,
+    settings: SynthesisSettings = SynthesisSettings(),
+) -> list[Sample | None]: # as `make_block` makes them; those of a smaller call say so in their `batch`
+    "Make the samples of a block, in halves where memory does not suffice for all at once."
+    try: return make_block(pipe, prompts, seeds, class_set, settings)
+    except Exception as error:
+        if not is_out_of_memory(error): raise
+        if len(prompts) == 1: raise OutOfMemory(f'memory does not suffice for a single image ({" ".join(str(error).split())[:200]}); choose a smaller size, a smaller model or float16') from error
+    # only here, behind the handler, nothing holds what the failed call had on the device
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    middle = -(-len(prompts) // 2)
+    parts = (make_block_in_parts(pipe, prompts[part], seeds[part], class_set, settings) for part in (slice(middle), slice(middle, None)))
+    sizes = (middle, len(prompts) - middle)
+    return [sample if sample is None or sample.batch is not None else replace(sample, batch=size) for size, part in zip(sizes, parts) for sample in part]
+
+def make_numbered_block(
+    pipe: DiffusionPipeline,
+    block: int, # number of the block, for messages
+    numbers: Sequence[int], # of its samples
+    prompts: Sequence[Prompt], # one for each of them
+    class_set: ClassSet,
+    settings: SynthesisSettings = SynthesisSettings(),
+) -> list[Sample | None]: # one for each of them
+    "Make the samples with these numbers; an error says which block, and where it can which prompt."
+    seeds = [sample_seed(settings.seed, n) for n in numbers]
+    try: return make_block_in_parts(pipe, prompts, seeds, class_set, settings)
+    except BrokenMaps as error: raise ValueError(f'block {block}, prompt {numbers[seeds.index(error.seed)]}: {error}') from error
+    except OutOfMemory as error: raise OutOfMemory(f'block {block}: {error}') from error
 
 # %% ../nbs/07_synthesis.ipynb #30d26355
 class _Judge:
@@ -255,7 +325,7 @@ def synthesize(
         with tqdm(total=len(prompts), initial=len(prompts) - left, desc='synthesis', unit='image', disable=not progress) as bar:
             for block in missing:
                 numbers = writer.numbers(block)
-                samples = make_block(pipe, [prompts[n] for n in numbers], [sample_seed(settings.seed, n) for n in numbers], class_set, settings)
+                samples = make_numbered_block(pipe, block, numbers, [prompts[n] for n in numbers], class_set, settings)
                 writer.write(block, judge(block, samples))
                 bar.update(len(numbers))
         judge.report()

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MASK2FORMER', 'OPTIMISERS', 'SCHEDULES', 'MEMBER', 'HEADS', 'SHAPED_BY', 'SWIN', 'MEAN', 'STD', 'CHECKPOINT',
-           'PURPOSE', 'LOOK_EVERY', 'SegmenterSettings', 'learning_rate_at', 'build_segmenter', 'build_smp',
-           'check_encoder', 'load_encoder', 'load_whole', 'PixelwiseMask2Former', 'build_mask2former', 'normalise',
-           'to_bytes', 'run_network', 'Committee', 'together', 'Segmenter', 'read_segmenter', 'load_segmenter',
-           'Remembered', 'load_batches', 'follow', 'adamw', 'muon', 'build_optimiser', 'training_state', 'Learner',
-           'make_learners', 'state_of', 'save_checkpoint', 'load_checkpoint', 'teacher_of', 'training_step',
-           'join_processes', 'share_gradients', 'SharedBatchNorm', 'share_statistics', 'Corrected', 'judge', 'train',
-           'log_to']
+           'PURPOSE', 'LOOK_EVERY', 'SegmenterSettings', 'learning_rate_at', 'build_segmenter', 'no_pickles',
+           'build_smp', 'check_encoder', 'load_encoder', 'load_whole', 'PixelwiseMask2Former', 'build_mask2former',
+           'normalise', 'to_bytes', 'run_network', 'Committee', 'together', 'Segmenter', 'read_segmenter',
+           'load_segmenter', 'Remembered', 'load_batches', 'follow', 'adamw', 'muon', 'build_optimiser',
+           'training_state', 'Learner', 'make_learners', 'state_of', 'save_checkpoint', 'load_checkpoint', 'teacher_of',
+           'training_step', 'join_processes', 'share_gradients', 'SharedBatchNorm', 'share_statistics', 'Corrected',
+           'judge', 'train', 'log_to']
 
 # %% ../nbs/09_training.ipynb #85db6b5d
 import atexit
@@ -18,8 +18,8 @@ import difflib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
@@ -131,6 +131,15 @@ def build_segmenter(
     if settings.weights is not None: load_whole(network, settings, member)
     return network.to(memory_format=torch.channels_last) if settings.channels_last else network
 
+@contextmanager
+def no_pickles() -> Iterator[None]:
+    "Refuse pickled weights for a while, whichever library asks for them: they can run code when they are opened."
+    def refuse(file, *rest, **options):
+        raise ValueError(f'{Path(file).name if isinstance(file, str | Path) else "a file"} has pickled weights, which can run code when they are opened; take an encoder whose weights are safetensors')
+    before, torch.load = torch.load, refuse
+    try: yield
+    finally: torch.load = before
+
 def build_smp(
     settings: SegmenterSettings,
     num_classes: int, # channels of the output
@@ -139,7 +148,7 @@ def build_smp(
     check_encoder(settings.encoder)
     by_name = 'imagenet' if settings.encoder_weights == 'imagenet' else None
     widths = {} if settings.decoder_channels is None else {'decoder_channels': settings.decoder_channels}
-    network = smp.create_model(settings.architecture, settings.encoder, by_name, classes=num_classes, encoder_depth=settings.encoder_depth, **widths)
+    with no_pickles(): network = smp.create_model(settings.architecture, settings.encoder, by_name, classes=num_classes, encoder_depth=settings.encoder_depth, **widths)
     if settings.encoder_weights is not None and by_name is None: load_encoder(network.encoder, settings.encoder_weights)
     return network
 
@@ -221,7 +230,7 @@ def build_mask2former(
     def folder_of(name, also=''):
         if not (Path(value := getattr(settings, name)) / 'config.json').is_file(): raise ValueError(f'{name}={value!r}: for Mask2Former needed is a folder with config.json{also}')
         return Path(value)
-    if settings.encoder_weights is not None: return PixelwiseMask2Former(Mask2FormerModel.from_pretrained(folder_of('encoder_weights'), local_files_only=True), num_classes)
+    if settings.encoder_weights is not None: return PixelwiseMask2Former(Mask2FormerModel.from_pretrained(folder_of('encoder_weights'), local_files_only=True, use_safetensors=True), num_classes)
     if settings.encoder in SWIN:
         width, layers, heads = SWIN[settings.encoder]
         config = Mask2FormerConfig(backbone_config=SwinConfig(embed_dim=width, depths=layers, num_heads=heads, drop_path_rate=.3, out_features=['stage1', 'stage2', 'stage3', 'stage4']))

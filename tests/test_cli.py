@@ -14,7 +14,7 @@ from tiny import tiny_pipeline
 from synseg_kit import cli
 from synseg_kit.toyworld import shipped
 
-COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'results', 'words', 'check', 'pack', 'unpack', 'merge', 'split', 'statistics')
+COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'sweep', 'results', 'words', 'check', 'pack', 'unpack', 'merge', 'split', 'statistics')
 
 
 def synseg(*arguments, folder=None):
@@ -105,6 +105,10 @@ def test_version(capsys):
     (('run', 'missing.ipynb'), 'there is no notebook missing.ipynb'),
     (('run', 'quikstart'), 'did you mean quickstart?'),
     (('run', 'quickstart', '-p', 'seed'), "'seed' is not of the form name=value"),
+    (('run', 'quickstart', '-f', 'missing.yaml'), 'there is no file missing.yaml'),
+    (('sweep', 'quickstart', '--grid', 'sed=1,2'), "has no parameter 'sed': did you mean seed?"),
+    (('sweep', 'quickstart', '--grid', 'images=1,many'), "images is int, got 'many'"),
+    (('sweep', 'quickstart', '--seeds', '3-1'), "'3-1' is not a list of seeds such as 0,1,2 or 0-4"),
     (('results', '--folder', 'missing'), 'there is no folder missing'),
     (('check', 'missing'), 'missing holds neither a synthetic dataset (dataset.json) nor shards'),
     (('check', 'missing', '--classes', 'voc', '--mend'), '--mend and --seal are for synthetic datasets'),
@@ -115,6 +119,8 @@ def test_version(capsys):
     (('split', 'missing', 'fit=0.9', 'held=much'), "'much' is not a share such as 0.8"),
     (('split', 'missing', 'fit=0.5', 'fit=0.5'), 'a part is named twice'),
     (('statistics', 'missing'), 'missing is not a synthetic dataset'),
+    (('results', 'missing'), 'there is no folder missing'),
+    (('results', '--diff', 'missing', 'missing'), 'missing'),
 ])
 def test_errors_are_one_line_and_write_nothing(capsys, tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
@@ -322,6 +328,24 @@ def test_another_dataset_in_the_folder_is_refused(line, capsys):
     before = {path: path.read_bytes() for path in (line / 'data').rglob('*') if path.is_file()}
     assert 'steps' in error_line(capsys, *generate(line), '--steps', '3')
     assert before == {path: path.read_bytes() for path in (line / 'data').rglob('*') if path.is_file()}
+
+
+def test_two_workers_make_what_one_process_makes(line, tmp_path, capsys):
+    arguments = [*generate(line), '--steps', '2', '--threads', '1']
+    arguments[arguments.index('--out') + 1] = str(tmp_path / 'together')
+    assert cli.main([*arguments, '--workers', '2']) == 0
+    assert '4 images with pseudo-masks' in capsys.readouterr().out
+    alone, together = ({str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()} for folder in (line / 'data', tmp_path / 'together'))
+    assert alone == together
+
+
+def test_workers_say_in_one_line_what_is_wrong(line, tmp_path, capsys, monkeypatch):
+    arguments = [*generate(line), '--steps', '2', '--workers', '1', '--out', str(tmp_path / 'new')]
+    (tmp_path / 'empty').mkdir()
+    assert 'worker 0 could not start: ' in error_line(capsys, *arguments, '--model', str(tmp_path / 'empty'))
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    assert "pip install 'synseg_kit[ray]'" in error_line(capsys, *arguments, '--ray', 'auto')
+    assert not (tmp_path / 'new').exists()
 
 
 def test_the_shipped_model_makes_what_class_names_ask_for(tmp_path):

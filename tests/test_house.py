@@ -84,9 +84,9 @@ def test_nbdev_family_is_pinned(settings):
 
 
 def test_every_import_of_the_library_is_required(root, settings):
-    import_names = {'pillow': 'PIL', 'segmentation-models-pytorch': 'segmentation_models_pytorch'}
-    needed = [name for key in settings if key.endswith('requirements') and key != 'dev_requirements' for name in requirements(settings, key)]
-    known = {import_names.get(name, name.replace('-', '_')) for name in needed}
+    import_names = {'pillow': 'PIL', 'pyyaml': 'yaml', 'segmentation-models-pytorch': 'segmentation_models_pytorch'}
+    extras = [key for key in settings if key.endswith('requirements') and key != 'dev_requirements']
+    known = {import_names.get(name, name.replace('-', '_')) for key in extras for name in requirements(settings, key)}
     known |= set(sys.stdlib_module_names) | {'synseg_kit'}
     for path in (root / 'synseg_kit').glob('*.py'):
         nodes = list(ast.walk(ast.parse(path.read_text())))

@@ -117,7 +117,7 @@ def test_text_of_another_type_is_refused(kind, text):
 
 def test_a_run_leaves_its_notebook_and_its_result(done):
     out, result = done
-    assert sorted(path.name for path in out.iterdir()) == ['notebook.ipynb', 'result.json']
+    assert sorted(path.name for path in out.iterdir()) == ['notebook.html', 'notebook.ipynb', 'result.json']
     assert result == json.loads((out / 'result.json').read_text())
     assert set(result) == {'parameters', 'metrics', 'seed', 'versions', 'commit', 'hardware', 'seconds'}
     assert result['parameters'] == {'set': 'small', 'seed': 7, 'rate': 0.25, 'model': 'here', 'size': [8, 8], 'fail': False}
@@ -152,6 +152,38 @@ def test_a_failing_cell_is_one_line_and_the_good_result_stays(job, tmp_path):
 def test_a_run_without_a_result_says_so(job, tmp_path):
     with pytest.raises(runs.RunFailed, match='ended without writing .*write_result'):
         runs.run(job(result='pass'), tmp_path / 'out', progress=False)
+
+
+def test_a_result_that_was_there_before_does_not_count_whatever_the_clock_says(job, tmp_path):
+    """A clock that stands still gives the new file the time stamp of the old one, and one that was set back an older one."""
+    again = "import os\n" + RESULT.replace("write_result(out,", "written = write_result(out,") + "\nos.utime(written, ns=(7, 7))"
+    path = job(result=again)
+    for _ in range(2): assert runs.run(path, tmp_path / 'out', progress=False)['metrics'] == {'rate_squared': 0.25}
+    with pytest.raises(runs.RunFailed, match='ended without writing'): runs.run(job(result='pass'), tmp_path / 'out', progress=False)
+
+
+def test_bars_that_follow_a_longer_line_erase_it():
+    from io import StringIO
+
+    class Terminal(StringIO):
+        """A text file that says it is a terminal."""
+        def isatty(self): return True
+
+    for terminal, written in ((Terminal(), 'a\r\x1b[Kwork: 1%'), (StringIO(), 'a\rwork: 1%')):
+        live = runs.LiveText(terminal)
+        live.write('a\rwork: 1%')
+        live.flush()
+        assert terminal.getvalue() == written
+
+
+def test_the_page_of_a_notebook_needs_nothing_from_the_net(done):
+    page = (done[0] / 'notebook.html').read_text()
+    assert "default-src 'none'" in page and 'work: 100%' in page and 'rate = 0.25' in page.replace('<span class="o">=</span>', '=').replace('</span>', '').replace('<span class="n">', '').replace('<span class="mf">', '').replace('<span class="p">', '')
+    for word in ('<script', '@import', 'url(', 'src="http'): assert word not in page
+
+
+@pytest.mark.parametrize('name', [name for name in runs.run_names() if name not in ('make_lexicon', 'train_toy')])
+def test_every_study_has_its_three_sets(name): assert {'smoke', 'small', 'paper'} <= set(runs.read_run(name).sets)
 
 
 def test_bad_input_writes_nothing(job, tmp_path):
