@@ -1789,6 +1789,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'synseg_kit.upkeep.count_objects': ('upkeep.html#count_objects', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.dissect': ('upkeep.html#dissect', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.files_in': ('upkeep.html#files_in', 'synseg_kit/upkeep.py'),
+                                   'synseg_kit.upkeep.find_pieces': ('upkeep.html#find_pieces', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.hash_share': ('upkeep.html#hash_share', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.look_at': ('upkeep.html#look_at', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.look_at_labels': ('upkeep.html#look_at_labels', 'synseg_kit/upkeep.py'),

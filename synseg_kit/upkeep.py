@@ -8,7 +8,8 @@ __all__ = ['KINDS', 'LISTS', 'SUMS', 'Finding', 'Checkup', 'table', 'read_pictur
            'files_in', 'check_samples', 'size_of', 'seal', 'check_seal', 'check', 'ordered', 'check_other',
            'check_reader', 'check_packed', 'check_shards', 'Mended', 'set_aside', 'sound_metadata', 'mend',
            'write_record', 'CopyWriter', 'share', 'refuse_other_classes', 'merge_parts', 'merge', 'hash_share',
-           'split_names', 'rarest_classes', 'split', 'Statistics', 'count_objects', 'statistics', 'show_statistics']
+           'split_names', 'rarest_classes', 'split', 'Statistics', 'find_pieces', 'count_objects', 'statistics',
+           'show_statistics']
 
 # %% ../nbs/06b_upkeep.ipynb #4401c08e
 import hashlib
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Integer
 from matplotlib.figure import Figure
 from PIL import Image
@@ -33,7 +33,6 @@ from tqdm.auto import tqdm
 from .classes import ClassSet
 from .datasets import (SAMPLE_FILES, Examples, LabelledFolder, SampleWriter, SyntheticFolder, VOCFolder, differences, other_mask_file, sample_name)
 from .files import write_text
-from .masks import connected_components
 from .pictures import QUIET, new_figure, style
 from .prompts import Prompt
 from .shards import WORKPLACE, Manifest, Shard, decode_sample, find_damage, form_of, read_manifest, read_samples, read_shard, sha256_of, why_unreadable
@@ -731,15 +730,33 @@ class Statistics:
         mean = sum(k * n for k, n in self.per_image.items()) / max(1, self.images)
         return f'{self.images} images, most of them {sizes[0][0][0]} x {sizes[0][0][1]}{several}; {mean:.2f} things an image; {self.void / total:.2%} of the pixels are void'
 
+def find_pieces(
+    labels: Integer[np.ndarray, "h w"], # class ids and void
+) -> tuple[Integer[np.ndarray, "piece"], Integer[np.ndarray, "piece"]]: # label and pixels of each
+    "Find the 4-connected pieces of equal labels: runs of a row are joined with those they touch in the next."
+    starts = np.ones(labels.shape, bool)
+    starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    first = np.flatnonzero(starts)
+    run = (np.cumsum(starts.ravel()) - 1).reshape(labels.shape)
+    touch = labels[1:] == labels[:-1]
+    touch[:, 1:] &= ~touch[:, :-1] | starts[1:, 1:] | starts[:-1, 1:]  # one pixel of each contact is enough
+    above, below = run[:-1][touch], run[1:][touch]
+    root = np.arange(len(first))
+    while (apart := root[above] != root[below]).any():
+        above, below = above[apart], below[apart]
+        np.minimum.at(root, np.maximum(root[above], root[below]), np.minimum(root[above], root[below]))
+        while ((new := root[root]) != root).any(): root = new
+    areas = np.bincount(root, np.diff(first, append=labels.size), len(first)).astype(np.int64)
+    return labels.ravel()[first[areas > 0]], areas[areas > 0]
+
 def count_objects(
     labels: Integer[np.ndarray, "h w"], # class ids and void
     class_set: ClassSet,
     least: float = .001, # share of the image that a piece must have
 ) -> Integer[np.ndarray, "class"]: # pieces of each class
     "Count the connected pieces of each class."
-    roots, areas = np.unique(connected_components(torch.from_numpy(labels.astype(np.int64))[None])[0].numpy(), return_counts=True)
-    ids = labels.ravel()[roots[areas >= least * labels.size]]
-    return np.bincount(ids[ids < class_set.num_classes], minlength=class_set.num_classes)
+    ids, areas = find_pieces(labels)
+    return np.bincount(ids[(areas >= least * labels.size) & (ids < class_set.num_classes)], minlength=class_set.num_classes)
 
 def statistics(
     dataset: Examples, # a reader with a class set, such as a synthetic dataset or its shards

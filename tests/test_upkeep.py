@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from farm import FARM, WORDS, contents, example, killed_at_every_rename, sample, write
 from PIL import Image
 
 from synseg_kit import upkeep
 from synseg_kit.classes import ClassSet, voc
 from synseg_kit.datasets import Example, SampleWriter, SyntheticFolder, VOCFolder, count_pixels, encode_labels, model_licence
+from synseg_kit.masks import connected_components
 from synseg_kit.shards import export_shards
-from synseg_kit.upkeep import KINDS, Finding, Mended, check, count_objects, mend, merge, seal, show_statistics, split, split_names, statistics
+from synseg_kit.upkeep import KINDS, Finding, Mended, check, count_objects, find_pieces, mend, merge, seal, show_statistics, split, split_names, statistics
 
 LISTS = 'ImageSets/Segmentation'
 
@@ -401,6 +403,30 @@ def flooded(labels, c):
             left -= near
             waiting += near
     return pieces
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (1, 9), (9, 1), (17, 23), (32, 32)])
+@pytest.mark.parametrize('kinds', [1, 2, 3])
+def test_pieces_are_those_of_the_slow_way(shape, kinds):
+    for seed in range(6):
+        labels = np.random.default_rng((seed, kinds, *shape)).integers(kinds, size=shape).astype(np.uint8)
+        roots, areas = np.unique(connected_components(torch.from_numpy(labels.astype(np.int64))[None])[0].numpy(), return_counts=True)
+        ids, found = find_pieces(labels)
+        assert sorted(zip(ids.tolist(), found.tolist())) == sorted(zip(labels.ravel()[roots].tolist(), areas.tolist()))
+
+
+def test_a_spiral_is_one_piece():
+    """What takes many rounds: every turn is joined at its other end."""
+    labels, (y, x), (dy, dx) = np.zeros((31, 31), np.uint8), (0, 0), (0, 1)
+    free = lambda y, x: 0 <= y < 31 and 0 <= x < 31 and not labels[y, x]
+    while True:
+        labels[y, x] = 1
+        if not (free(y + dy, x + dx) and (not (0 <= y + 2 * dy < 31 and 0 <= x + 2 * dx < 31) or free(y + 2 * dy, x + 2 * dx))):
+            dy, dx = dx, -dy
+            if not (free(y + dy, x + dx) and free(y + 2 * dy, x + 2 * dx)): break
+        y, x = y + dy, x + dx
+    ids, areas = find_pieces(labels)
+    assert sorted(ids.tolist()) == [0, 1] and areas[ids == 1].sum() == labels.sum() > 400
 
 
 def test_specks_are_no_things():
