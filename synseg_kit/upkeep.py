@@ -807,6 +807,6 @@ def show_statistics(
         ax.grid(axis='y', visible=False); ax.tick_params(length=0)
     ax, things = figure.add_subplot(grid[3]), [*range(max(counted.per_image, default=0) + 1)]
     ax.bar(things, [counted.per_image.get(k, 0) for k in things], color=QUIET, width=.72)
-    ax.set(title='images with so many things', xticks=things if len(things) <= 12 else things[::-(-len(things) // 12)])
+    ax.set(title='images by number of things', xticks=things if len(things) <= 12 else things[::-(-len(things) // 12)])
     ax.grid(axis='x', visible=False); ax.tick_params(length=0)
     return figure
