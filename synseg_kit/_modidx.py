@@ -1791,6 +1791,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'synseg_kit.upkeep.files_in': ('upkeep.html#files_in', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.find_pieces': ('upkeep.html#find_pieces', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.hash_share': ('upkeep.html#hash_share', 'synseg_kit/upkeep.py'),
+                                   'synseg_kit.upkeep.is_listed': ('upkeep.html#is_listed', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.look_at': ('upkeep.html#look_at', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.look_at_labels': ('upkeep.html#look_at_labels', 'synseg_kit/upkeep.py'),
                                    'synseg_kit.upkeep.mend': ('upkeep.html#mend', 'synseg_kit/upkeep.py'),

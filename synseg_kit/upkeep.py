@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'LISTS', 'SUMS', 'Finding', 'Checkup', 'table', 'read_picture', 'look_at', 'look_at_labels', 'read_record',
-           'check_line', 'name_of', 'Anatomy', 'dissect', 'read_records', 'check_lists', 'check_metadata', 'check_tree',
-           'files_in', 'check_samples', 'size_of', 'seal', 'check_seal', 'check', 'ordered', 'check_other',
-           'check_reader', 'check_packed', 'check_shards', 'Mended', 'set_aside', 'sound_metadata', 'mend',
-           'write_record', 'CopyWriter', 'share', 'refuse_other_classes', 'merge_parts', 'merge', 'hash_share',
+           'check_line', 'name_of', 'is_listed', 'Anatomy', 'dissect', 'read_records', 'check_lists', 'check_metadata',
+           'check_tree', 'files_in', 'check_samples', 'size_of', 'seal', 'check_seal', 'check', 'ordered',
+           'check_other', 'check_reader', 'check_packed', 'check_shards', 'Mended', 'set_aside', 'sound_metadata',
+           'mend', 'write_record', 'CopyWriter', 'share', 'refuse_other_classes', 'merge_parts', 'merge', 'hash_share',
            'split_names', 'rarest_classes', 'split', 'Statistics', 'find_pieces', 'count_objects', 'statistics',
            'show_statistics']
 
@@ -206,6 +206,12 @@ def name_of(
     "Take the name of a sample from its line."
     return line['file_name'].removeprefix('JPEGImages/').removesuffix('.jpg')
 
+def is_listed(
+    line: Mapping[str, Any], # of a record or of metadata.jsonl
+) -> bool:
+    "Say whether a sample is read; one that somebody looked at and rejected stays in the folder, but on no list."
+    return line.get('review') != 'rejected'
+
 LISTS = 'ImageSets/Segmentation'
 
 @dataclass(frozen=True)
@@ -280,7 +286,7 @@ def check_lists(
 ) -> Iterator[Finding]:
     "Compare metadata and lists with the records."
     folder, lines = anatomy.folder, [line for block in sorted(anatomy.lines) for line in anatomy.lines[block]]
-    names = [name_of(line) for line in lines]
+    names = [name_of(line) for line in lines if is_listed(line)]
     whole = {block for block in anatomy.writer.blocks} == {*anatomy.lines}
     if anatomy.finished:
         if not (folder / 'README.md').is_file(): yield Finding('list', 'README.md', 'is missing')
@@ -290,7 +296,7 @@ def check_lists(
     for path in sorted((folder / LISTS).glob('*.txt')):
         if path.name == 'train.txt' or not whole: continue
         listed = path.read_text(encoding='utf-8').split()
-        if strange := {*listed} - {*names}: yield Finding('list', f'{LISTS}/{path.name}', f'names {len(strange)} samples that there are not, first {min(strange)}; write it again with split')
+        if strange := {*listed} - {*names}: yield Finding('list', f'{LISTS}/{path.name}', f'names {len(strange)} samples that there are not, or that were rejected, first {min(strange)}; write it again with split')
         if twice := [name for name, n in Counter(listed).items() if n > 1]: yield Finding('list', f'{LISTS}/{path.name}', f'names {twice[0]} twice')
 
 def check_metadata(
@@ -325,7 +331,7 @@ def check_tree(
         if not (folder / file).is_file(): yield Finding('missing', file, 'is not there', block)
     pending = {file for block in writer.blocks if block not in anatomy.lines for name in anatomy.names(block) for file in anatomy.files(name)}
     blocks = {f'{inner}/{writer.record(block).name}' for block in writer.blocks for inner in ('blocks', 'filters')}
-    plain = {'dataset.json', 'metadata.jsonl', 'README.md', 'filters.json', SUMS} | blocks | {f'{LISTS}/{p.name}' for p in (folder / LISTS).glob('*.txt')}
+    plain = {'dataset.json', 'metadata.jsonl', 'README.md', 'filters.json', SUMS, '.review.lock'} | blocks | {f'{LISTS}/{p.name}' for p in (folder / LISTS).glob('*.txt')}
     for file in files_in(folder):
         if (folder / file).is_symlink(): yield Finding('foreign', file, 'is a link, and a dataset holds files')
         elif file not in expected and file not in plain and file not in pending: yield Finding('foreign', file, 'does not belong to the dataset')
@@ -515,7 +521,7 @@ def sound_metadata(
             found[line['block']].append(line)
         listed = (folder / LISTS / 'train.txt').read_text(encoding='utf-8').split()
     except (OSError, ValueError, KeyError, TypeError): return None
-    return found if listed == [name_of(line) for line in lines] else None
+    return found if listed == [name_of(line) for line in lines if is_listed(line)] else None
 
 def mend(
     folder: str | Path, # of a synthetic dataset, or of shards
