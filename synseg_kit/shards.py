@@ -36,8 +36,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
 from .classes import ClassSet
-from .datasets import (RGB_VOID, CityscapesFolder, Example, ImageNetSFolder, LabelledFolder, SyntheticFolder, VOCFolder, dataset_card, decode_labels, differences,
-                       rgb_ids, table_labels, with_void)
+from .datasets import (RGB_VOID, SAMPLE_FILES, CityscapesFolder, Example, ImageNetSFolder, LabelledFolder, SyntheticFolder, VOCFolder, dataset_card, decode_labels, differences,
+                       other_mask_file, read_lines, rgb_ids, table_labels, with_void)
 from .files import write_text
 from .prompts import Mention, Prompt
 
@@ -340,13 +340,15 @@ def find_damage(
 def record_files(
     dataset: LabelledFolder,
 ) -> list[str]: # paths in its folder; the list that says it is finished comes last
-    "Name the files of a dataset that belong to no sample."
-    root = folder_of(dataset)
-    lists = 'ImageSets/Segmentation'
-    if not isinstance(dataset, SyntheticFolder): return [f'{lists}/{dataset.split}.txt'] if isinstance(dataset, VOCFolder) else []
+    "Name the files of a dataset that belong to none of the samples that are read."
+    root, lists = folder_of(dataset), 'ImageSets/Segmentation'
+    if not isinstance(dataset, SyntheticFolder) or dataset.split != 'train': return [f'{lists}/{dataset.split}.txt'] if isinstance(dataset, VOCFolder) else []
     plain = [name for name in ('dataset.json', 'metadata.jsonl', 'README.md', 'filters.json') if (root / name).is_file()]
     found = sorted(p.relative_to(root).as_posix() for pattern in ('blocks/*.json', 'filters/*.json', f'{lists}/*.txt') for p in root.glob(pattern))
-    return [*plain, *sorted(found, key=lambda name: name == f'{lists}/train.txt')]
+    read = {f'JPEGImages/{name}.jpg' for name in dataset.names}
+    unread = [line for file, line in read_lines(root / 'metadata.jsonl').items() if file not in read]  # rejected by hand, but still part of the folder
+    files = [file for line in unread for file in (*(line[key] for key in SAMPLE_FILES), *(other_mask_file(recipe, Path(line['file_name']).relative_to('JPEGImages').with_suffix('').as_posix()) for recipe in other_masks(dataset)))]
+    return [*plain, *(inside(file, 'metadata.jsonl') for file in files if (root / file).is_file()), *sorted(found, key=lambda name: name == f'{lists}/train.txt')]
 
 def pack_sample(
     dataset: LabelledFolder,

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'LISTS', 'SUMS', 'Finding', 'Checkup', 'table', 'read_picture', 'look_at', 'look_at_labels', 'read_record',
-           'check_line', 'name_of', 'Anatomy', 'dissect', 'read_records', 'check_lists', 'check_metadata', 'check_tree',
-           'files_in', 'check_samples', 'size_of', 'seal', 'check_seal', 'check', 'ordered', 'check_other',
-           'check_reader', 'check_packed', 'check_shards', 'Mended', 'set_aside', 'sound_metadata', 'mend',
-           'write_record', 'CopyWriter', 'share', 'refuse_other_classes', 'merge_parts', 'merge', 'hash_share',
-           'split_names', 'rarest_classes', 'split', 'Statistics', 'count_objects', 'statistics', 'show_statistics']
+           'check_line', 'name_of', 'is_listed', 'Anatomy', 'dissect', 'read_records', 'check_lists', 'check_metadata',
+           'check_tree', 'files_in', 'check_samples', 'size_of', 'seal', 'check_seal', 'check', 'ordered',
+           'check_other', 'check_reader', 'check_packed', 'check_shards', 'Mended', 'set_aside', 'sound_metadata',
+           'mend', 'write_record', 'CopyWriter', 'share', 'refuse_other_classes', 'merge_parts', 'merge', 'hash_share',
+           'split_names', 'rarest_classes', 'split', 'Statistics', 'find_pieces', 'count_objects', 'statistics',
+           'show_statistics']
 
 # %% ../nbs/06b_upkeep.ipynb #4401c08e
 import hashlib
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Integer
 from matplotlib.figure import Figure
 from PIL import Image
@@ -33,7 +33,6 @@ from tqdm.auto import tqdm
 from .classes import ClassSet
 from .datasets import (SAMPLE_FILES, Examples, LabelledFolder, SampleWriter, SyntheticFolder, VOCFolder, differences, other_mask_file, sample_name)
 from .files import write_text
-from .masks import connected_components
 from .pictures import QUIET, new_figure, style
 from .prompts import Prompt
 from .shards import WORKPLACE, Manifest, Shard, decode_sample, find_damage, form_of, read_manifest, read_samples, read_shard, sha256_of, why_unreadable
@@ -207,6 +206,12 @@ def name_of(
     "Take the name of a sample from its line."
     return line['file_name'].removeprefix('JPEGImages/').removesuffix('.jpg')
 
+def is_listed(
+    line: Mapping[str, Any], # of a record or of metadata.jsonl
+) -> bool:
+    "Say whether a sample is read; one that somebody looked at and rejected stays in the folder, but on no list."
+    return line.get('review') != 'rejected'
+
 LISTS = 'ImageSets/Segmentation'
 
 @dataclass(frozen=True)
@@ -281,7 +286,7 @@ def check_lists(
 ) -> Iterator[Finding]:
     "Compare metadata and lists with the records."
     folder, lines = anatomy.folder, [line for block in sorted(anatomy.lines) for line in anatomy.lines[block]]
-    names = [name_of(line) for line in lines]
+    names = [name_of(line) for line in lines if is_listed(line)]
     whole = {block for block in anatomy.writer.blocks} == {*anatomy.lines}
     if anatomy.finished:
         if not (folder / 'README.md').is_file(): yield Finding('list', 'README.md', 'is missing')
@@ -291,7 +296,7 @@ def check_lists(
     for path in sorted((folder / LISTS).glob('*.txt')):
         if path.name == 'train.txt' or not whole: continue
         listed = path.read_text(encoding='utf-8').split()
-        if strange := {*listed} - {*names}: yield Finding('list', f'{LISTS}/{path.name}', f'names {len(strange)} samples that there are not, first {min(strange)}; write it again with split')
+        if strange := {*listed} - {*names}: yield Finding('list', f'{LISTS}/{path.name}', f'names {len(strange)} samples that there are not, or that were rejected, first {min(strange)}; write it again with split')
         if twice := [name for name, n in Counter(listed).items() if n > 1]: yield Finding('list', f'{LISTS}/{path.name}', f'names {twice[0]} twice')
 
 def check_metadata(
@@ -326,7 +331,7 @@ def check_tree(
         if not (folder / file).is_file(): yield Finding('missing', file, 'is not there', block)
     pending = {file for block in writer.blocks if block not in anatomy.lines for name in anatomy.names(block) for file in anatomy.files(name)}
     blocks = {f'{inner}/{writer.record(block).name}' for block in writer.blocks for inner in ('blocks', 'filters')}
-    plain = {'dataset.json', 'metadata.jsonl', 'README.md', 'filters.json', SUMS} | blocks | {f'{LISTS}/{p.name}' for p in (folder / LISTS).glob('*.txt')}
+    plain = {'dataset.json', 'metadata.jsonl', 'README.md', 'filters.json', SUMS, '.review.lock'} | blocks | {f'{LISTS}/{p.name}' for p in (folder / LISTS).glob('*.txt')}
     for file in files_in(folder):
         if (folder / file).is_symlink(): yield Finding('foreign', file, 'is a link, and a dataset holds files')
         elif file not in expected and file not in plain and file not in pending: yield Finding('foreign', file, 'does not belong to the dataset')
@@ -516,7 +521,7 @@ def sound_metadata(
             found[line['block']].append(line)
         listed = (folder / LISTS / 'train.txt').read_text(encoding='utf-8').split()
     except (OSError, ValueError, KeyError, TypeError): return None
-    return found if listed == [name_of(line) for line in lines] else None
+    return found if listed == [name_of(line) for line in lines if is_listed(line)] else None
 
 def mend(
     folder: str | Path, # of a synthetic dataset, or of shards
@@ -731,15 +736,33 @@ class Statistics:
         mean = sum(k * n for k, n in self.per_image.items()) / max(1, self.images)
         return f'{self.images} images, most of them {sizes[0][0][0]} x {sizes[0][0][1]}{several}; {mean:.2f} things an image; {self.void / total:.2%} of the pixels are void'
 
+def find_pieces(
+    labels: Integer[np.ndarray, "h w"], # class ids and void
+) -> tuple[Integer[np.ndarray, "piece"], Integer[np.ndarray, "piece"]]: # label and pixels of each
+    "Find the 4-connected pieces of equal labels: runs of a row are joined with those they touch in the next."
+    starts = np.ones(labels.shape, bool)
+    starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    first = np.flatnonzero(starts)
+    run = (np.cumsum(starts.ravel()) - 1).reshape(labels.shape)
+    touch = labels[1:] == labels[:-1]
+    touch[:, 1:] &= ~touch[:, :-1] | starts[1:, 1:] | starts[:-1, 1:]  # one pixel of each contact is enough
+    above, below = run[:-1][touch], run[1:][touch]
+    root = np.arange(len(first))
+    while (apart := root[above] != root[below]).any():
+        above, below = above[apart], below[apart]
+        np.minimum.at(root, np.maximum(root[above], root[below]), np.minimum(root[above], root[below]))
+        while ((new := root[root]) != root).any(): root = new
+    areas = np.bincount(root, np.diff(first, append=labels.size), len(first)).astype(np.int64)
+    return labels.ravel()[first[areas > 0]], areas[areas > 0]
+
 def count_objects(
     labels: Integer[np.ndarray, "h w"], # class ids and void
     class_set: ClassSet,
     least: float = .001, # share of the image that a piece must have
 ) -> Integer[np.ndarray, "class"]: # pieces of each class
     "Count the connected pieces of each class."
-    roots, areas = np.unique(connected_components(torch.from_numpy(labels.astype(np.int64))[None])[0].numpy(), return_counts=True)
-    ids = labels.ravel()[roots[areas >= least * labels.size]]
-    return np.bincount(ids[ids < class_set.num_classes], minlength=class_set.num_classes)
+    ids, areas = find_pieces(labels)
+    return np.bincount(ids[(areas >= least * labels.size) & (ids < class_set.num_classes)], minlength=class_set.num_classes)
 
 def statistics(
     dataset: Examples, # a reader with a class set, such as a synthetic dataset or its shards
@@ -790,6 +813,6 @@ def show_statistics(
         ax.grid(axis='y', visible=False); ax.tick_params(length=0)
     ax, things = figure.add_subplot(grid[3]), [*range(max(counted.per_image, default=0) + 1)]
     ax.bar(things, [counted.per_image.get(k, 0) for k in things], color=QUIET, width=.72)
-    ax.set(title='images with so many things', xticks=things if len(things) <= 12 else things[::-(-len(things) // 12)])
+    ax.set(title='images by number of things', xticks=things if len(things) <= 12 else things[::-(-len(things) // 12)])
     ax.grid(axis='x', visible=False); ax.tick_params(length=0)
     return figure

@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from farm import FARM, WORDS, contents, example, killed_at_every_rename, sample, write
 from PIL import Image
 
 from synseg_kit import upkeep
 from synseg_kit.classes import ClassSet, voc
 from synseg_kit.datasets import Example, SampleWriter, SyntheticFolder, VOCFolder, count_pixels, encode_labels, model_licence
-from synseg_kit.shards import export_shards
-from synseg_kit.upkeep import KINDS, Finding, Mended, check, count_objects, mend, merge, seal, show_statistics, split, split_names, statistics
+from synseg_kit.masks import connected_components
+from synseg_kit.shards import export_shards, import_shards
+from synseg_kit.upkeep import KINDS, Finding, Mended, check, count_objects, find_pieces, mend, merge, seal, show_statistics, split, split_names, statistics
 
 LISTS = 'ImageSets/Segmentation'
 
@@ -208,8 +210,44 @@ def test_a_sealed_dataset_tells_every_changed_bit(made):
 def test_parts_are_checked_too(made):
     (made / LISTS / 'fit.txt').write_text('000001\n000009\n000001\n')
     report = check(made, progress=False)
-    assert [f.why for f in report.findings] == ['names 1 samples that there are not, first 000009; write it again with split', 'names 000001 twice']
+    assert [f.why for f in report.findings] == ['names 1 samples that there are not, or that were rejected, first 000009; write it again with split', 'names 000001 twice']
     assert len(mend(made, progress=False).left) == 2  # a list that somebody chose cannot be guessed
+
+
+def review(root, rejected):
+    """Reject samples as a browser does: in the metadata and the records, and off the list."""
+    lines = [json.loads(line) for line in (root / 'metadata.jsonl').read_text().splitlines()]
+    for number in rejected: lines[number]['review'] = 'rejected'
+    (root / 'metadata.jsonl').write_text(''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines))
+    for path in (root / 'blocks').iterdir(): path.write_text(json.dumps([line for line in lines if line['block'] == int(path.stem)], indent=1) + '\n')
+    (root / LISTS / 'train.txt').write_text(''.join(f'{n:06}\n' for n in range(len(lines)) if n not in rejected))
+    (root / '.review.lock').write_text('')
+
+
+def test_samples_that_were_rejected_by_hand(tmp_path):
+    """They are no error; they are packed and unpacked, and neither merged, split nor counted."""
+    dataset = write(tmp_path / 'x', make=lambda n, c: sample(n, c, others=('daam',)))
+    review(dataset.root, [1, 4])
+    dataset = SyntheticFolder(dataset.root)
+    assert len(dataset) == 5 and found(dataset.root) == []
+    (dataset.root / 'blocks/000002.json').unlink()
+    assert mend(dataset.root, progress=False).rewritten == ('blocks/000002.json',) and found(dataset.root) == []
+    packed = export_shards(dataset, tmp_path / 'shards', 3, progress=False)
+    assert len(packed) == 5 and packed.names == dataset.names
+    back = import_shards(packed.folder, tmp_path / 'back', progress=False)
+    assert contents(back) == {name: data for name, data in contents(dataset.root).items() if name != '.review.lock'} and found(back) == []
+    other = write(tmp_path / 'other', 3, first=10, make=lambda n, c: sample(n, c, others=('daam',)))
+    assert len(merge([dataset.root, other.root], tmp_path / 'both', progress=False)) == 8
+    assert statistics(dataset, progress=False).images == 5 and sum(map(len, split(dataset, {'a': .5, 'b': .5}, progress=False).values())) == 5
+
+
+def test_a_part_is_packed_with_its_list_alone(made, tmp_path):
+    split(SyntheticFolder(made), {'fit': .5, 'held': .5}, progress=False)
+    part = SyntheticFolder(made, 'held')
+    packed = export_shards(part, tmp_path / 'shards', 2, progress=False)
+    back = import_shards(packed.folder, tmp_path / 'back', progress=False)
+    assert packed.split == 'held' and packed.names == part.names and len(contents(back)) == 3 * len(part) + 1
+    assert VOCFolder(back, 'held', FARM).names == part.names
 
 
 def test_benchmarks_are_checked_by_their_reader(made):
@@ -401,6 +439,30 @@ def flooded(labels, c):
             left -= near
             waiting += near
     return pieces
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (1, 9), (9, 1), (17, 23), (32, 32)])
+@pytest.mark.parametrize('kinds', [1, 2, 3])
+def test_pieces_are_those_of_the_slow_way(shape, kinds):
+    for seed in range(6):
+        labels = np.random.default_rng((seed, kinds, *shape)).integers(kinds, size=shape).astype(np.uint8)
+        roots, areas = np.unique(connected_components(torch.from_numpy(labels.astype(np.int64))[None])[0].numpy(), return_counts=True)
+        ids, found = find_pieces(labels)
+        assert sorted(zip(ids.tolist(), found.tolist())) == sorted(zip(labels.ravel()[roots].tolist(), areas.tolist()))
+
+
+def test_a_spiral_is_one_piece():
+    """What takes many rounds: every turn is joined at its other end."""
+    labels, (y, x), (dy, dx) = np.zeros((31, 31), np.uint8), (0, 0), (0, 1)
+    free = lambda y, x: 0 <= y < 31 and 0 <= x < 31 and not labels[y, x]
+    while True:
+        labels[y, x] = 1
+        if not (free(y + dy, x + dx) and (not (0 <= y + 2 * dy < 31 and 0 <= x + 2 * dx < 31) or free(y + 2 * dy, x + 2 * dx))):
+            dy, dx = dx, -dy
+            if not (free(y + dy, x + dx) and free(y + 2 * dy, x + 2 * dx)): break
+        y, x = y + dy, x + dx
+    ids, areas = find_pieces(labels)
+    assert sorted(ids.tolist()) == [0, 1] and areas[ids == 1].sum() == labels.sum() > 400
 
 
 def test_specks_are_no_things():
