@@ -5,6 +5,7 @@ from html import escape
 from .text import code_block, highlight
 
 LONGEST_DEFAULT = 42  # characters of a default in a signature; the table has all of it
+LONGEST_TYPE = 34  # characters of a type that stay on one line
 LONGEST_VALUE = 6  # lines of a constant that are shown unfolded
 
 
@@ -22,10 +23,11 @@ def signature(entry, page, owner=''):
         kind = f' <span class="gives">: {type_text(returns, page)}</span>' if returns else ''
         return f'<code class="signature">{name}{kind}</code>'
     if entry.kind == 'class' and not entry.parameters: return f'<code class="signature">{name}</code>'
-    parts = []
+    parts, typed = [], not tabled(entry)
     for parameter in entry.parameters:
+        kind = f'<span class="gives">: {type_text(parameter.type, page)}</span>' if typed and parameter.type else ''
         default = f'<span class="default">={highlight(shown_default(parameter.default))}</span>' if parameter.default else ''
-        parts.append(f'<span class="parameter">{escape(parameter.name)}{default}</span>')
+        parts.append(f'<span class="parameter">{escape(parameter.name)}{kind}{default}</span>')
     return f'<code class="signature">{name}({", ".join(parts)}){gives}</code>'
 
 
@@ -46,18 +48,25 @@ def meaning_text(parameter, page):
     return f'<span class="soft">{page.inline(told)}</span>' if told else ''
 
 
+def tabled(entry):
+    """Say whether an entry has a table: where nothing has a meaning of its own, types in the signature say as much."""
+    if entry.kind == 'constant': return False
+    return any(p.meaning for p in entry.parameters) or bool(entry.returns and entry.returns.meaning) or entry.fields
+
+
 def parameter_table(entry, page):
     """Write the table of parameters; nothing where the signature says it all."""
+    if not tabled(entry): return ''
     rows = [(p, f'<code>{escape(p.name)}</code>') for p in entry.parameters]
     if entry.returns and entry.kind != 'constant': rows.append((entry.returns, '<span class="returns">returns</span>'))
-    if not any(p.type or p.meaning for p, _ in rows): return ''
-    if entry.kind == 'property' and not entry.returns.meaning: return ''
+    if not rows: return ''
     with_default = any(p.default for p, _ in rows)
     head = ('field' if entry.fields else 'parameter' if entry.parameters else '', 'type', *(['default'] if with_default else []), 'meaning')
     body = []
     for parameter, name in rows:
         default = f'<td data-label="default">{f"<code>{highlight(parameter.default)}</code>" if parameter.default else ""}</td>' if with_default else ''
-        kind = f'<code>{type_text(parameter.type, page)}</code>' if parameter.type else ''
+        short = ' class="short"' if len(parameter.type) <= LONGEST_TYPE else ''
+        kind = f'<code{short}>{type_text(parameter.type, page)}</code>' if parameter.type else ''
         body.append(f'<tr><th scope="row">{name}</th><td class="type" data-label="type">{kind}</td>{default}<td data-label="meaning">{meaning_text(parameter, page)}</td></tr>')
     heads = ''.join(f'<th scope="col">{title}</th>' for title in head)
     return f'<div class="scroll"><table class="parameters"><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
@@ -85,9 +94,9 @@ def member_html(entry, owner, page, full):
 
 
 def constant_html(entry, page):
-    """Write a constant's value, folded when it is long."""
+    """Write a constant's value with the comment beside it; a long one is folded, its comment is not."""
     if entry.source.count('\n') < LONGEST_VALUE: return code_block(entry.source, link=page.address_of_name)
-    return source_fold(entry.source, page, 'Value')
+    return doc_text(entry, page) + source_fold(entry.source, page, 'Value')
 
 
 def entry_html(entry, page, full=True, elsewhere=''):
@@ -98,9 +107,9 @@ def entry_html(entry, page, full=True, elsewhere=''):
     kind = ' '.join([*entry.notes[::-1], '' if 'dataclass' in entry.notes else entry.kind]).strip()
     bases = f'<span class="bases">of {type_text(", ".join(entry.bases), page)}</span>' if entry.bases else ''
     also = f'<a class="elsewhere" href="{elsewhere}">{"notebook" if full else "reference"}</a>' if elsewhere else ''
-    parts = [f'<header><{heading} class="head">{signature(entry, page, entry.owner)}</{heading}><span class="kind">{kind}</span>{bases}{also}</header>', doc_text(entry, page)]
-    if entry.kind == 'constant': parts.append(constant_html(entry, page) if full else '')
-    else: parts.append(parameter_table(entry, page))
+    parts = [f'<header><{heading} class="head">{signature(entry, page, entry.owner)}</{heading}><span class="kind">{kind}</span>{bases}{also}</header>']
+    if entry.kind == 'constant': parts.append(constant_html(entry, page))
+    else: parts += [doc_text(entry, page), parameter_table(entry, page)]
     members = entry.members if full else [m for m in entry.members if not m.owner]
     if members: parts.append(f'<div class="members">{"".join(member_html(m, entry.name, page, full) for m in members)}</div>')
     if full and entry.kind != 'constant': parts.append(source_fold(entry.source, page))

@@ -13,12 +13,13 @@ from html import escape
 from pathlib import Path
 
 from .api import read_entries
-from .entries import entry_html, source_fold
+from .entries import constant_html, entry_html, source_fold
 from .text import code_block
 
 PICTURES = (('image/svg+xml', '.svg'), ('image/png', '.png'), ('image/jpeg', '.jpg'), ('image/gif', '.gif'))
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 ESCAPES = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
+LONGEST_VALUES = 10  # lines of a cell of constants that are shown unfolded
 EMBED_HEIGHT = 640  # CSS pixels, where a page does not say
 
 
@@ -86,11 +87,20 @@ def exported_html(cell, page):
     if only_imports(cell.source): return source_fold(cell.source, page, 'Imports')
     found = read_entries(cell.source)
     public = [e for e in found if page.names_public(e)] if 'exporti' not in cell.directives else []
-    shown = ''.join(entry_html(e, page, full=False, elsewhere=page.reference(e)) for e in public)
+    values = [e for e in public if e.kind == 'constant']
+    if values and len(values) == len(found) and cell.source.count('\n') < LONGEST_VALUES:  # a line of code is its own documentation
+        marks = ''.join(f'<span id="{e.name}"></span>' for e in values if page.claims(e.name))
+        return marks + code_block(cell.source, link=page.address_of_name)
+    told = {}  # lines of source, each told once: a line may make several constants
+    for e in values: told.setdefault(e.source, []).append(e)
+    shown = ''
+    for e in public:
+        if e.kind != 'constant': shown += entry_html(e, page, full=False, elsewhere=page.reference(e))
+        elif told[e.source][0] is e:
+            marks = ''.join(f'<span id="{one.name}"></span>' for one in told[e.source] if page.claims(one.name))
+            shown += marks + constant_html(e, page)
     inner = [f'<code>{escape(e.name)}</code>' for e in found if e not in public]
     label = 'Source' if public else f'Source of {", ".join(inner)}' if inner else 'Source'
-    short = cell.source.count('\n') < 6
-    if public and all(e.kind == 'constant' for e in found) and short: return shown + code_block(cell.source, link=page.address_of_name)
     return shown + source_fold(cell.source, page, label)
 
 

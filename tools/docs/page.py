@@ -206,4 +206,4 @@ class Page:
         title = ' '.join(unescape(told[1]).split()) if told else Path(found).stem
         address = relative(self.site.asset(found), self.url)
         return (f'<figure class="live"><iframe src="{escape(address)}" title="{escape(title)}" height="{height}" loading="lazy" '
-                f'sandbox="allow-scripts allow-downloads"></iframe><figcaption>Live, in your browser. <a href="{escape(address)}">Open it alone</a></figcaption></figure>')
+                f'sandbox="allow-scripts allow-downloads" allow="fullscreen; clipboard-write"></iframe><figcaption>Live, in your browser. <a href="{escape(address)}">Open it alone</a></figcaption></figure>')

@@ -3,12 +3,13 @@
 
 // Order the index's records by how well they answer a query; every word of it must be found somewhere in a record.
 function rank(index, query, most = 30) {
-  const whole = query.trim().toLowerCase(), words = whole.split(/\s+/).filter(Boolean)
+  const spaced = text => text.toLowerCase().replaceAll('_', ' ')  // whoever asks for "dense crf" means dense_crf
+  const whole = spaced(query.trim()), words = whole.split(/\s+/).filter(Boolean)
   if (!words.length) return []
   const found = []
   for (const record of index.records) {
     const [title, kind, , context, text] = record
-    const name = title.toLowerCase(), last = name.slice(name.lastIndexOf('.') + 1), place = context.toLowerCase(), said = text.toLowerCase()
+    const name = spaced(title), last = name.slice(name.lastIndexOf('.') + 1), place = spaced(context), said = spaced(text)
     let score = name === whole ? 120 : last === whole ? 100 : name.startsWith(whole) || last.startsWith(whole) ? 70 : name.includes(whole) ? 50 : 0
     let all = true
     for (const word of words) {
@@ -28,7 +29,7 @@ function rank(index, query, most = 30) {
 
 // The words around the first that was found.
 function excerpt(text, query) {
-  const words = query.toLowerCase().split(/\s+/).filter(Boolean), lower = text.toLowerCase()
+  const words = query.toLowerCase().split(/[\s_]+/).filter(Boolean), lower = text.toLowerCase()
   const places = words.map(word => lower.indexOf(word)).filter(place => place >= 0)
   const start = places.length ? Math.max(0, Math.min(...places) - 50) : 0
   const from = start ? text.indexOf(' ', start) + 1 : 0
@@ -114,7 +115,7 @@ if (typeof document !== 'undefined') {
     const query = box.value, index = await load().catch(() => null)
     if (query !== box.value) return
     if (!index) return list.replaceChildren(make('li', { className: 'nothing', textContent: 'The index could not be read.' }))
-    const words = query.toLowerCase().split(/\s+/).filter(Boolean), found = rank(index, query)
+    const words = query.toLowerCase().split(/[\s_]+/).filter(Boolean), found = rank(index, query)
     list.replaceChildren(...found.map(([title, kind, address, context, text]) => {
       const sort = index.kinds[kind], coded = !['page', 'section'].includes(sort)
       const name = marked(title, words)

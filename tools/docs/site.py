@@ -74,7 +74,7 @@ class Site:
             pages.append(page)
         order = [page.module for page in pages if page.module in self.names.modules]
         modules = [*order, *sorted(set(self.names.modules) - set(order))]
-        pages.append(Page(self, 'api/index.html', 'Reference', f'All that {self.title} offers, module by module, in the order of the line.', section='api'))
+        pages.append(Page(self, 'api/index.html', 'All modules', f'All that {self.title} offers, module by module, in the order of the line.', section='api'))
         for name in modules:
             page = Page(self, f'api/{name}.html', name, self.names.modules[name].doc.split('\n')[0], section='api', module=name)
             page.scope = self.names.scope(name)
@@ -121,16 +121,20 @@ class Site:
         if page.module:
             entries = self.names.modules[page.module].entries if page.module in self.names.modules else ()
             page.facts.append(('module', f'<a href="{relative(f"api/{page.module}.html", page.url)}"><code>{self.package.name}.{page.module}</code></a>, {len(entries)} names'))
-        above = below = ''
-        if page.section == 'bench': above, below = self.measured_html(page)
-        page.body = above + notebooks.body_html([*start, *cells[1:]], page, instead) + below
+        result = self.read_result(page) if page.section == 'bench' else None
+        above = self.result_html(page, result) if page.section == 'bench' else ''
+        page.body = above + notebooks.body_html([*start, *cells[1:]], page, instead) + (entries_html(result.content['entries'], page) if result else '')
 
-    def measured_html(self, page):
-        """Show a benchmark's result file: what came out above its page, every entry below it."""
+    def read_result(self, page):
+        """Read the result file of a benchmark; None when there is none."""
         path = self.nbs / 'bench/results' / f'{Path(page.source).stem}.json'
-        if not path.is_file(): return '<p class="note">Not measured yet: no result of it is kept.</p>', ''
+        if not path.is_file(): return None
         from synseg_kit.runs import read_bench
-        result = read_bench(path)
+        return read_bench(path)
+
+    def result_html(self, page, result):
+        """Show what came out of a benchmark, and of what."""
+        if result is None: return '<p class="note">Not measured yet: no result of it is kept.</p>'
         content = result.content
         state = 'The source that it rests on has changed since it was measured.' if result.stale else 'The source that it rests on is as it was when it was measured.'
         page.facts.append(('state', f'<span class="{"stale" if result.stale else "fresh"}">{"stale" if result.stale else "fresh"}</span> <span class="soft">{state}</span>'))
@@ -138,8 +142,7 @@ class Site:
         page.facts += [(key, value) for key, value in (('rests on', modules), ('measured on', hardware_text(content.get('hardware', {}))), ('of commit', f'<code>{content.get("commit", "unknown")[:8]}</code>')) if value]
         page.toc.append((2, 'result', 'Result'))
         page.taken.add('result')
-        above = f'<h2 id="result">Result</h2>{summary_html(content["summary"])}'
-        return above, entries_html(content['entries'], page)
+        return f'<h2 id="result">Result</h2>{summary_html(content["summary"])}'
 
     def write_reference(self, page):
         """Write a module's page of reference."""
@@ -163,7 +166,7 @@ class Site:
 
     def write_reference_index(self, page):
         """Write the list of modules with their names."""
-        page.records.append(['Reference', 'page', page.url, 'Reference', page.description])
+        page.records.append([page.title, 'page', page.url, 'Reference', page.description])
         parts = []
         for other in self.pages:
             if other.section != 'api' or other is page: continue
@@ -224,7 +227,7 @@ class Site:
             for name, source in self.assets.items():
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, aside / name)
-            complaints = [*dict.fromkeys(self.complaints), *check_site(aside)]
+            complaints = [*dict.fromkeys(self.complaints), *check_site(aside, {name for name in self.assets if name.endswith(('.html', '.htm'))})]
             if complaints: raise BrokenSite(f'the site has {len(complaints)} faults:\n' + '\n'.join(f'  {one}' for one in complaints))
             aside.chmod(0o755)
             old = None
@@ -282,7 +285,7 @@ def is_number(value): return value is None or isinstance(value, (int, float))
 def table_html(columns, rows, caption=''):
     """Write rows as a table; columns of numbers are set to the right."""
     numeric = [all(is_number(row[i]) for row in rows) and i > 0 for i in range(len(columns))]
-    css = ['' if not one else ' class="number"' for one in numeric]
+    css = ['' if not one else ' class="right"' for one in numeric]
     head = ''.join(f'<th scope="col"{css[i]}>{said(name)}</th>' for i, name in enumerate(columns))
     body = ''.join('<tr>' + f'<th scope="row">{figure(row[0])}</th>' + ''.join(f'<td{css[i + 1]}>{figure(cell)}</td>' for i, cell in enumerate(row[1:])) + '</tr>' for row in rows)
     caption = f'<caption>{escape(caption)}</caption>' if caption else ''
