@@ -5,6 +5,7 @@ import re
 import textwrap
 import tokenize
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 FIELDED = ('NamedTuple', 'Protocol')  # bases whose annotated names are fields, as those of a dataclass
@@ -163,6 +164,7 @@ def read_constants(source, node):
     return [Entry(name, 'constant', doc, returns=returns, source=source.piece(node), line=node.lineno) for name in names]
 
 
+@lru_cache(maxsize=4096)
 def read_entries(text):
     """Describe every definition at the top of a piece of Python, public or not, in order."""
     source, found = Source(text), []
@@ -170,7 +172,7 @@ def read_entries(text):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): found.append(read_function(source, node))
         elif isinstance(node, ast.ClassDef): found.append(read_class(source, node))
         elif isinstance(node, (ast.Assign, ast.AnnAssign)) : found += read_constants(source, node)
-    return found
+    return tuple(found)
 
 
 def imported_names(tree, package):

@@ -46,7 +46,7 @@ def styled(css):
 def read_links(html):
     """Read what a page links to, fetches and can be linked to."""
     parser = Links()
-    parser.feed(html)
+    parser.feed(re.sub(r'</?i(?: class="[a-z]")?>', '', html))  # the inks of code, most of all tags, neither link nor fetch
     parser.close()
     parser.fetched += [target for css in parser.styles for target in styled(css)]
     return parser

@@ -104,10 +104,11 @@ def entry_html(entry, page, full=True, elsewhere=''):
     anchor = f'{entry.owner}.{entry.name}' if entry.owner else entry.name
     identity = f' id="{anchor}"' if page.claims(anchor) else ''
     heading = 'h2' if full else 'h4'
-    kind = ' '.join([*entry.notes[::-1], '' if 'dataclass' in entry.notes else entry.kind]).strip()
+    kind = ' '.join([*entry.notes[::-1], '' if 'dataclass' in entry.notes or entry.kind == 'function' else entry.kind]).strip()
+    sort = f'<span class="kind">{kind}</span>' if kind else ''
     bases = f'<span class="bases">of {type_text(", ".join(entry.bases), page)}</span>' if entry.bases else ''
     also = f'<a class="elsewhere" href="{elsewhere}">{"notebook" if full else "reference"}</a>' if elsewhere else ''
-    parts = [f'<header><{heading} class="head">{signature(entry, page, entry.owner)}</{heading}><span class="kind">{kind}</span>{bases}{also}</header>']
+    parts = [f'<header><{heading} class="head">{signature(entry, page, entry.owner)}</{heading}>{sort}{bases}{also}</header>']
     if entry.kind == 'constant': parts.append(constant_html(entry, page))
     else: parts += [doc_text(entry, page), parameter_table(entry, page)]
     members = entry.members if full else [m for m in entry.members if not m.owner]

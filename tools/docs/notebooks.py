@@ -78,7 +78,7 @@ def default_module(cells):
 
 def only_imports(source):
     """Say whether a cell holds imports alone."""
-    return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body)
+    return bool(re.match(r'(?:\s|#[^\n]*\n)*(?:from|import)\s', source)) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body)
 
 
 def exported_html(cell, page):

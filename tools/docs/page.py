@@ -47,7 +47,7 @@ class Page:
     def address_of(self, text):
         """Return the address of what a code span names, or None."""
         if text not in self.addresses:
-            found = self.site.names.find(text, self.scope)
+            found = self.site.names.find(text, self.scope, self.module)
             self.addresses[text] = self.address(*found) if found else None
         return self.addresses[text]
 

@@ -295,7 +295,9 @@ def table_html(columns, rows, caption=''):
 def summary_html(summary):
     """Show a benchmark's summary: single figures in one table, what is told of several things in one each."""
     single = {name: value for name, value in summary.items() if not isinstance(value, dict)}
-    parts = [table_html(('figure', 'value'), [(name.replace('_', ' '), value) for name, value in single.items()])] if single else []
+    least = {name for name in single if name.endswith('_min') and name.removesuffix('_min') in single}  # of the seeds, beside their mean
+    rows = [(name.replace('_', ' '), value, *([single.get(f'{name}_min')] if least else [])) for name, value in single.items() if name not in least]
+    parts = [table_html(('figure', 'value', *(['min'] if least else [])), rows)] if single else []
     for name, value in summary.items():
         if not isinstance(value, dict): continue
         if value and all(isinstance(one, dict) for one in value.values()):
