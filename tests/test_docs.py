@@ -438,7 +438,7 @@ console.log(JSON.stringify(process.argv.slice(3).map(query => rank(window.docsIn
     done = subprocess.run(['node', '-e', program, site[0] / 'assets/site.js', site[0] / 'assets/search.js', *queries], capture_output=True, text=True, check=True)
     found = dict(zip(queries, json.loads(done.stdout), strict=True))
     assert [found[query][0] for query in queries[:5]] == ['dense_crf', 'dense_crf', 'CRFSettings', 'Trace.class_maps', 'Trace.class_maps']
-    assert found['xyzzy plugh'] == [] and found['potts compatibility']
+    assert found['xyzzy plugh'] == [] and found['potts compatibility'][0] == 'The dense CRF'
 
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')

@@ -216,8 +216,6 @@ class Site:
     def write(self, out):
         """Write the site aside, check it, and put it in place of what was there; a site that is broken changes nothing."""
         out = Path(out)
-        if out.exists() and (not out.is_dir() or any(out.iterdir()) and not (out / 'assets/search.js').is_file()):
-            raise FileExistsError(f'{out} is there and is no docs site; name another folder, or remove it')
         out.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent))
         try:
@@ -243,6 +241,9 @@ class Site:
 
 def build(root, out):
     """Build a project's site; return it. It is written whole or not at all."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not (out / 'assets/search.js').is_file()):
+        raise FileExistsError(f'{out} is there and is no docs site; name another folder, or remove it')
     site = Site(root)
     site.render()
     site.write(out)
