@@ -239,9 +239,10 @@ def test_names_in_backticks_lead_to_their_entries(make):
     assert '<a class="name" href="api/heat.html#warm"><code>warm(heat)</code></a>' in (make.site / 'index.html').read_text()
 
 
-def test_links_between_notebooks_become_links_between_pages(make):
-    make()
-    assert 'href="00_heat.html#how-to-warm"' in (make.site / 'index.html').read_text()
+@pytest.mark.parametrize('address', ['00_heat.ipynb#How-to-warm', '00_heat.html#how-to-warm', 'heat.html#how-to-warm'])
+def test_links_between_notebooks_become_links_between_pages(make, address):
+    html = make(markdown(f'[here]({address})'))
+    assert 'href="00_heat.html#how-to-warm"' in (make.site / 'index.html').read_text() and '<a href="#how-to-warm">here</a>' in html
 
 
 def test_pictures_are_files_with_a_size(make):

@@ -44,6 +44,7 @@ class Site:
         self.story_of = {}  # module -> page of its notebook
         self.pages = self.plan()
         self.by_url = {page.url: page for page in self.pages}
+        self.unnumbered = {re.sub(r'(^|/)\d+[a-z]?_', r'\1', page.url): page.url for page in self.pages if page.source}
 
     def notebook_paths(self):
         """List the notebooks, in the order of the site."""
@@ -86,9 +87,9 @@ class Site:
     # what pages ask
 
     def page_of(self, path):
-        """Return the address of a notebook's page; also for the address itself."""
+        """Return the address of a notebook's page, or None; pages are also known as nbdev calls them: `.html`, and without the number."""
         url = re.sub(r'\.ipynb$', '.html', path)
-        return url if any(url == known.replace('.ipynb', '.html') for known in self.cells) else None
+        return url if url in self.by_url else self.unnumbered.get(url)
 
     def is_anchor(self, fragment): return any(fragment in anchors for anchors in self.names._anchors.values())
 
