@@ -182,9 +182,9 @@ def stream(text, name='stdout'): return {'output_type': 'stream', 'name': name, 
 def shown(**data): return {'output_type': 'execute_result', 'metadata': {}, 'execution_count': None, 'data': {name.replace('__', '/'): value for name, value in data.items()}}
 
 
-def png(size=(4, 2)):
+def png(size=(4, 2), **settings):
     buffer = BytesIO()
-    Image.new('RGB', size).save(buffer, format='png')
+    Image.new('RGB', size).save(buffer, format='png', **settings)
     return buffer.getvalue()
 
 
@@ -250,6 +250,13 @@ def test_pictures_are_files_with_a_size(make):
     assert (make.site / 'pictures/00_heat-1.png').read_bytes() == png((30, 20)) and (make.site / 'images/map.png').is_file()
     assert re.search(r'<img src="pictures/00_heat-1.png" alt="[^"]*How to warm[^"]*" width="30" height="20"', html)
     assert '<img src="images/map.png" alt="A map of heat" width="4" height="2"' in html and 'Figure' not in html
+
+
+@pytest.mark.parametrize(('dpi', 'width', 'small'), [(192, 150, False), (80, 300, False), (None, 300, True)])
+def test_figures_are_as_large_as_they_were_meant(make, dpi, width, small):
+    drawn = png((300, 20), **({'dpi': (dpi, dpi)} if dpi else {}))
+    html = article(make(code('draw()', shown(image__png=base64.b64encode(drawn).decode()))))
+    assert f' width="{width}" ' in html and ('class="small"' in html) == small
 
 
 def test_formulas_tables_and_folds_of_markdown(make):

@@ -18,6 +18,7 @@ from .text import code_block
 
 PICTURES = (('image/svg+xml', '.svg'), ('image/png', '.png'), ('image/jpeg', '.jpg'), ('image/gif', '.gif'))
 WIDGET = 'application/vnd.jupyter.widget-view+json'
+SHELL = ('!', '%%bash', '%%sh')  # a cell that begins so is no Python
 ESCAPES = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
 LONGEST_VALUES = 10  # lines of a cell of constants that are shown unfolded
 EMBED_HEIGHT = 640  # CSS pixels, where a page does not say
@@ -139,7 +140,7 @@ def code_html(cell, page):
     if 'docs-embed' in cell.directives: embedded = embed_html(cell.directives['docs-embed'], page)
     else: embedded = ''
     source = '' if cell.input_hidden or not cell.source.strip() else exported_html(cell, page) if cell.exported else code_block(
-        cell.source, 'bash' if cell.source.startswith(('!', '%%')) else 'python', page.address_of_name)
+        cell.source, 'bash' if cell.source.startswith(SHELL) else 'python', page.address_of_name)
     shown = embedded or ('' if 'hide_output' in cell.directives else ''.join(output_html(output, page) for output in cell.outputs))
     return f'{source}<div class="output">{shown}</div>' if shown else source
 

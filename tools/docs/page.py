@@ -148,10 +148,10 @@ class Page:
         size = ''
         try:
             with Image.open(io.BytesIO(data)) as image:
-                scale = CSS_DPI / (image.info.get('dpi') or (CSS_DPI,))[0]
-                wide = int(width or round(image.width * scale))
+                dpi = image.info.get('dpi', (0,))[0]
+                wide = int(width or round(image.width * min(1, CSS_DPI / (dpi or CSS_DPI))))  # never enlarged: that would blur it
                 size = f' width="{wide}" height="{round(wide * image.height / image.width)}"'
-                if max(image.size) <= 400: size += ' class="small"'
+                if not dpi and max(image.size) <= 400: size += ' class="small"'  # pixels that are to be seen, such as a toy's
         except OSError:
             if not address.endswith('.svg'): self.complain(f'the picture {address} cannot be read')
         title = f' title="{escape(title)}"' if title else ''
