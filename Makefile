@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test readme clean
+.PHONY: help setup quickstart test readme docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,6 +37,9 @@ test: $(STAMP)  ## every test, with a time table at the end
 
 readme: $(STAMP)  ## README.md from nbs/index.ipynb
 	@$(BIN)/python tools/make_readme.py
+
+docs: $(STAMP)  ## the notebooks and the reference as a static site: _docs/index.html
+	@$(BIN)/python tools/make_docs.py
 
 clean:  ## remove what was built; the virtual environment and runs/ stay
 	@rm -rf build dist _docs _proc *.egg-info .pytest_cache .ruff_cache
