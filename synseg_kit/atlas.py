@@ -25,7 +25,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from .classes import ClassSet, check_labels
-from .pictures import heat_picture, picture_grid, style, to_image, to_labels
+from .pictures import SERIES, heat_picture, picture_grid, style, to_image, to_labels
 
 # %% ../nbs/12_atlas.ipynb #05f46e71
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Atlas:
         about = {'format': 1, 'text': self.text, 'words': [asdict(word) for word in self.words], 'steps': list(self.steps), 'num_steps': self.num_steps,
                  'size': list(self.image.shape[:2]), 'layers': [list(layer) for layer in self.layers], 'self_grid': self.self_grid and list(self.self_grid),
                  'classes': [asdict(one) for one in self.classes], 'has_background': self.has_background, 'recipes': list(self.recipes),
-                 'title': self.title, 'code': self.code, 'colours': list(COLOURS)}
+                 'title': self.title, 'code': self.code, 'colours': list(COLOURS), 'series': list(SERIES[:-1])}
         tensors = {'image': encode_image(self.image), 'maps': self.maps.values, 'scale': self.maps.scale, 'colours': colour_tables()}
         return pack(about, tensors | ({} if self.reference is None else {'reference': self.reference}))
 
