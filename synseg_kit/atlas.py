@@ -172,7 +172,7 @@ class Atlas:
     self_grid: tuple[int, int] | None = None  # rows, columns of the self-attention that can be had as a part
     classes: Sequence[AtlasClass] = ()  # of masks
     has_background: bool = True  # whether label 0 is the background
-    reference: UInt8[np.ndarray, "H W"] | None = None  # a mask to compare with: 0 background, i the i-th class counted from 1, 255 void
+    reference: UInt8[np.ndarray, "h w"] | None = None  # of the image's size: a mask to compare with: 0 background, i the i-th class counted from 1, 255 void
     recipes: Sequence[str] = ()  # that can be had as a part
     title: str = ''  # names it when two are compared
     code: str = ''  # Python that makes the trace and the image; '': they were given

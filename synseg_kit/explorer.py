@@ -55,13 +55,13 @@ class View:
     show: str = 'heat'  # 'light': the image lit by the heat; 'winner': the strongest word of each place; 'spread': standard deviation over steps; 'difference' of two runs
     colours: str = 'viridis'  # or 'cividis', 'magma', 'gray'
     scale: str = 'own'  # the colours' range: of this map, over all 'words', or over all 'steps'
-    opacity: float = .65  # of the heat or the mask over the image, 0 to 1
+    opacity: float | int = .65  # of the heat or the mask over the image, 0 to 1
     pin: Sequence[int] | None = None  # x, y of a pixel that is held
     panel: str = 'look'  # or 'mask', 'save'
     gallery: str = 'words'  # or 'steps', 'layers'
     order: str = 'depth'  # of layers; or by 'focus', 'likeness' to the mean, 'fit' with the mask
-    low: float = .5  # scores from here up to `high` are left out of the mask, 0 to 1
-    high: float = .6  # scores from here on are objects, 0 to 1
+    low: float | int = .5  # scores from here up to `high` are left out of the mask, 0 to 1
+    high: float | int = .6  # scores from here on are objects, 0 to 1
     power: int = 0  # how often scores flow along self-attention before they are cut
     recipe: str = ''  # makes the mask; '': the thresholds
     truth: str = 'mask'  # or 'reference', 'errors'
@@ -123,7 +123,7 @@ def view_picture(atlas: Atlas,
     plain = [i for i, word in enumerate(atlas.words) if word.kind != 'special'] or range(len(atlas.words))
     most = {'own': lambda: (float(heat.min()), float(heat.max())), 'words': lambda: (0., max(float(atlas.heat([i], view.steps).max()) for i in plain)),
             'steps': lambda: (0., max(float(atlas.heat(view.words, (s, s)).max()) for s in range(atlas.maps.values.shape[1])))}[view.scale]()
-    return heat_picture(heat, atlas.image, view.opacity, most)
+    return heat_picture(heat, atlas.image, float(view.opacity), most)
 
 # %% ../nbs/12b_explorer.ipynb #9edee712
 def script(*names: str,  # files in synseg_kit/static, without .js
