@@ -264,7 +264,7 @@ def test_parts_are_made_once_and_errors_are_told(run):
 def test_the_mask_comes_back_as_class_ids(run):
     trace, layers, image, _ = run
     explorer = explore(trace, image, TOYS)
-    with pytest.raises(ValueError, match='no mask was made yet'): explorer.mask
+    with pytest.raises(ValueError, match='no mask was made yet'): _ = explorer.mask
     labels = np.zeros((128, 128), np.uint8)
     labels[0], labels[1], labels[2] = 1, 2, VOID
     explorer.labels = labels.tobytes()

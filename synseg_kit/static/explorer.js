@@ -186,7 +186,7 @@ class Stage {
 
 class Explorer {
   constructor(model, root) {
-    Object.assign(this, { model, root, stages: [], view: { ...model.get('view') }, tool: 'point', brush: 6, hover: null, pointer: null, over: null, region: null, lastPanel: 'look', undo: [], clock: [], asked: new Set(), dirty: 0 });
+    Object.assign(this, { model, root, stages: [], view: { ...model.get('view') }, tool: 'point', brush: 6, hover: null, pointer: null, over: null, region: null, lastPanel: 'look', undo: [], clock: [], handling: 0, asked: new Set(), dirty: 0 });
     this.channel = new MessageChannel();
     this.channel.port1.onmessage = () => this.painted();
     this.build();
@@ -334,12 +334,14 @@ class Explorer {
   // The pointer
 
   moved(event, stage, place, drawing) {
+    const began = performance.now();
     this.pointer = place && (stage.which ? this.otherPlace(stage, place) : place);
     this.over = place ? stage : null;
     this.byKey = event.type === 'keydown';
     if (drawing && place) this.stroke(place);
     const linked = this.stages.length > 1 || this.byKey || this.tool !== 'point';
     this.touch(RANK | (linked ? STAGE : 0), event);
+    this.handling += performance.now() - began;
   }
 
   otherPlace(stage, [x, y]) { return [Math.floor(x * this.maps.width / stage.maps.width), Math.floor(y * this.maps.height / stage.maps.height)]; }
@@ -592,7 +594,12 @@ class Explorer {
     };
   }
 
-  hovered(event, hover) { this.hover = hover; this.touch(STAGE | STATUS | STRIP | TIME, event); }
+  hovered(event, hover) {
+    const began = performance.now();
+    this.hover = hover;
+    this.touch(STAGE | STATUS | STRIP | TIME, event);
+    this.handling += performance.now() - began;
+  }
 
   setTool(tool) {
     this.tool = tool;
@@ -694,7 +701,7 @@ class Explorer {
 
   touch(flags, event) {
     this.dirty |= flags;
-    if (event && this.since == null) { this.since = event.timeStamp; this.handled = performance.now(); }
+    if (event && this.since == null) { this.since = event.timeStamp; this.handling = 0; }
     if (!this.frame && this.maps) this.frame = requestAnimationFrame(() => this.flush());
   }
 
@@ -712,7 +719,7 @@ class Explorer {
     if (dirty & GALLERY) this.drawGallery();
     if (dirty & SAVE && this.view.panel === 'save') this.code.textContent = this.codeText();
     if (dirty & LOOK || dirty === ALL) this.drawPanels();
-    if (this.since != null) { this.work = performance.now() - began; this.channel.port2.postMessage(0); }
+    if (this.since != null) { this.work = this.handling + performance.now() - began; this.channel.port2.postMessage(0); }
   }
 
   painted() {  // runs after the frame was handed over
