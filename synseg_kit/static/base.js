@@ -95,18 +95,30 @@ function otsu(map, bins = 256) {
   return (at + 1) / bins;
 }
 
-// 4-connected pieces of each label, by union of neighbours.
-function countPieces(labels, height, width, most = 256) {
-  const parent = new Int32Array(labels.length), pieces = new Int32Array(most);
-  const root = i => { while (parent[i] !== i) i = parent[i] = parent[parent[i]]; return i; };
-  for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) {
-    parent[i] = i;
-    pieces[labels[i]]++;
-    if (x && labels[i] === labels[i - 1]) { parent[i] = root(i - 1); pieces[labels[i]]--; }
-    if (y && labels[i] === labels[i - width]) {
-      const a = root(i), b = root(i - width);
-      if (a !== b) { parent[a] = b; pieces[labels[i]]--; }
+// 4-connected pieces of each label: runs of rows, joined with the runs above that they touch.
+function countPieces(labels, height, width) {
+  const pieces = new Int32Array(256), parent = [], start = [], end = [];
+  const root = run => { while (parent[run] !== run) run = parent[run] = parent[parent[run]]; return run; };
+  let above = 0, count = 0;  // first run of the row above, runs so far
+  for (let y = 0; y < height; y++) {
+    const row = y * width, first = count;
+    let near = above;
+    for (let x = 0; x < width;) {
+      const label = labels[row + x], from = x;
+      while (x < width && labels[row + x] === label) x++;
+      parent[count] = count;
+      start[count] = from;
+      end[count] = x;
+      pieces[label]++;
+      while (near < first && end[near] <= from) near++;
+      for (let run = near; run < first && start[run] < x; run++) {
+        if (labels[row - width + start[run]] !== label) continue;
+        const a = root(run), b = root(count);
+        if (a !== b) { parent[a] = b; pieces[label]--; }
+      }
+      count++;
     }
+    above = first;
   }
   return pieces;
 }

@@ -11,8 +11,9 @@ class Stage {
     this.height = Math.round(maps.height * factor);
     this.canvas = h('canvas', { width: this.width, height: this.height, tabIndex: 0, class: 'ss-canvas', role: 'img' });
     this.context = this.canvas.getContext('2d');
-    this.sheet = new Sheet(this.width, this.height);
-    this.large = new Float32Array(this.width * this.height);
+    const fine = Math.min(1, 4 * Math.max(maps.rows, maps.columns, 16) / longest);  // four pixels a place are enough; the canvas does the rest
+    this.sheet = new Sheet(Math.round(this.width * fine), Math.round(this.height * fine));
+    this.large = new Float32Array(this.sheet.words.length);
     this.labelSheet = new Sheet(maps.width, maps.height);
     this.photo = newCanvas(this.width, this.height);
     this.grey = newCanvas(this.width, this.height);
@@ -75,14 +76,15 @@ class Stage {
 
   heat(map, rows, columns, low, high, kind) {
     const { context, app } = this, { opacity } = app.view;
-    enlarge(map, rows, columns, this.height, this.width, this.large);
+    const { width, height } = this.sheet.canvas;
+    enlarge(map, rows, columns, height, width, this.large);
     if (kind === 'light') {
       context.drawImage(this.photo, 0, 0);
-      context.drawImage(this.sheet.paint(this.large, app.veil(opacity), low, high), 0, 0);
+      context.drawImage(this.sheet.paint(this.large, app.veil(opacity), low, high), 0, 0, this.width, this.height);
     } else {
       context.drawImage(this.grey, 0, 0);
       context.globalAlpha = opacity;
-      context.drawImage(this.sheet.paint(this.large, this.maps.tables[kind === 'difference' ? 'PuOr_r' : app.view.colours], low, high), 0, 0);
+      context.drawImage(this.sheet.paint(this.large, this.maps.tables[kind === 'difference' ? 'PuOr_r' : app.view.colours], low, high), 0, 0, this.width, this.height);
       context.globalAlpha = 1;
     }
   }
@@ -186,7 +188,7 @@ class Stage {
 
 class Explorer {
   constructor(model, root) {
-    Object.assign(this, { model, root, stages: [], view: { ...model.get('view') }, tool: 'point', brush: 6, hover: null, pointer: null, over: null, region: null, lastPanel: 'look', undo: [], clock: [], handling: 0, asked: new Set(), dirty: 0 });
+    Object.assign(this, { model, root, stages: [], view: { ...model.get('view') }, tool: 'point', brush: 6, hover: null, pointer: null, over: null, region: null, lastPanel: 'look', undo: [], clock: [], handling: 0, strokes: 0, asked: new Set(), dirty: 0 });
     this.channel = new MessageChannel();
     this.channel.port1.onmessage = () => this.painted();
     this.build();
@@ -202,7 +204,7 @@ class Explorer {
   }
 
   listen(name, act) { this.model.on(name, act); this.off.push(() => this.model.off(name, act)); }
-  close() { this.pause(); this.off.forEach(undo => undo()); }
+  close() { this.pause(); clearTimeout(this.later); clearTimeout(this.telling); this.resizer.disconnect(); this.off.forEach(undo => undo()); }
   get maps() { return this.stages[0]?.maps; }
   offers(name) { return (this.model.get('offers') ?? []).includes(name); }
 
@@ -324,11 +326,14 @@ class Explorer {
   labels(maps, which) {
     const { view } = this;
     if (view.recipe && !maps.masks.has(view.recipe)) this.ask(`mask:${view.recipe}`);
-    const base = view.recipe && maps.masks.get(view.recipe) || maps.cut(maps.scores(which ? this.wordsFor(maps) : view.words, which ? this.rangeFor(maps) : view.steps ?? maps.all, which ? [] : view.layers, view.power), view.low, view.high);
-    if (which || !this.edits) return base;
-    const out = base.slice();
-    for (let i = 0; i < out.length; i++) if (this.edits[i] !== NO_EDIT) out[i] = this.edits[i];
-    return out;
+    const given = view.recipe && maps.masks.get(view.recipe);
+    const source = given || maps.scores(which ? this.wordsFor(maps) : view.words, which ? this.rangeFor(maps) : view.steps ?? maps.all, which ? [] : view.layers, view.power);
+    const memo = maps.lastCut, edits = which ? null : this.edits;
+    if (memo && memo.source === source && memo.low === view.low && memo.high === view.high && memo.edits === edits && memo.strokes === this.strokes) return memo.labels;
+    let labels = given || maps.cut(source, view.low, view.high);
+    if (edits) { labels = labels.slice(); for (let i = 0; i < labels.length; i++) if (edits[i] !== NO_EDIT) labels[i] = edits[i]; }
+    maps.lastCut = { source, low: view.low, high: view.high, edits, strokes: this.strokes, labels };
+    return labels;
   }
 
   // The pointer
@@ -380,6 +385,7 @@ class Explorer {
           if ((i - cx) ** 2 + (j - cy) ** 2 <= brush * brush) paint[j * maps.width + i] = this.tool === 'brush' ? this.ink : 1;
     }
     this.last = [x, y];
+    this.strokes++;
     if (this.tool === 'scribble') {
       const context = this.regionCanvas.getContext('2d');
       context.strokeStyle = 'rgba(255, 255, 255, .9)';
@@ -716,7 +722,7 @@ class Explorer {
     if (dirty & STRIP) this.drawStrip();
     if (dirty & TIME) this.drawTimeline();
     if (dirty & MASK && this.view.panel === 'mask') this.drawMask();
-    if (dirty & GALLERY) this.drawGallery();
+    if (dirty & GALLERY) this.soonGallery();
     if (dirty & SAVE && this.view.panel === 'save') this.code.textContent = this.codeText();
     if (dirty & LOOK || dirty === ALL) this.drawPanels();
     if (this.since != null) { this.work = this.handling + performance.now() - began; this.channel.port2.postMessage(0); }
@@ -746,13 +752,12 @@ class Explorer {
   }
 
   drawStrip() {
-    const { maps, view } = this, range = this.rangeFor(maps), means = maps.words.map(word => maps.one(word.index, range, view.layers).reduce((a, b) => a + b, 0) / maps.places);
-    const most = Math.max(...maps.plain().map(i => extent(maps.one(i, range, view.layers))[1])), shown = new Set(this.shownWords());
+    const { maps, view } = this, range = view.steps ?? maps.all, [, most] = maps.limits('words', [], range, view.layers), shown = new Set(this.shownWords());
     this.chips.forEach((chip, i) => {
-      chip.setAttribute('aria-pressed', view.words.includes(i));
+      const pressed = String(view.words.includes(i)), strong = Math.min(1, .12 + .88 * maps.facts([i], range, view.layers).high / most).toFixed(2);
+      if (chip.getAttribute('aria-pressed') !== pressed) chip.setAttribute('aria-pressed', pressed);
       chip.classList.toggle('ss-shown', shown.has(i));
-      chip.lastChild.style.opacity = Math.min(1, .12 + .88 * extent(maps.one(i, range, view.layers))[1] / most);
-      chip.dataset.mean = means[i];
+      if (chip.strong !== strong) chip.lastChild.style.opacity = chip.strong = strong;
     });
     if (this.hover?.word != null) this.live.textContent = maps.words[this.hover.word].text;
   }
@@ -760,7 +765,7 @@ class Explorer {
   drawRank() {
     const { maps, view } = this, range = this.rangeFor(maps), at = this.pointer ?? view.pin, inside = this.region && this.tool === 'scribble';
     if (view.panel === 'look') {
-      const found = inside ? maps.rankInside(this.region, range, view.layers) : at ? maps.rank(range, view.layers, ...at) : maps.plain().map(index => ({ index, value: maps.one(index, range, view.layers).reduce((a, b) => a + b, 0) / maps.places })).sort((a, b) => b.value - a.value);
+      const found = inside ? maps.rankInside(this.region, range, view.layers) : at ? maps.rank(range, view.layers, ...at) : maps.plain().map(index => ({ index, value: maps.facts([index], range, view.layers).average })).sort((a, b) => b.value - a.value);
       const most = found[0]?.value || 1;
       this.rankTitle.textContent = inside ? 'Words in the scribble · overlap' : at ? (this.pointer ? 'Words here' : 'Words at the pin') : 'Words in the whole image';
       this.ranks.forEach((row, k) => {
@@ -815,7 +820,11 @@ class Explorer {
     this.root.dataset.kind = kind;
   }
 
-  colour(name) { return getComputedStyle(this.root).getPropertyValue(name).trim(); }
+  colour(name) {  // read once for each theme
+    const { theme } = this.root.dataset;
+    if (this.coloursOf !== theme) { this.coloursOf = theme; this.colours = {}; }
+    return this.colours[name] ??= getComputedStyle(this.root).getPropertyValue(name).trim();
+  }
 
   drawTimeline() {
     const { maps, timeline: canvas } = this;
@@ -837,7 +846,7 @@ class Explorer {
     context.fillText('image', width - letters * .6, height - letters * .3);
     context.textAlign = 'left';
     const curve = (list, colour, thick, fill) => {
-      const share = maps.share(list), most = Math.max(...share), y = s => height - pad - (height - 2 * pad) * share[s] / most;
+      const share = maps.history(list).map(one => one.average), most = Math.max(...share), y = s => height - pad - (height - 2 * pad) * share[s] / most;
       context.beginPath();
       share.forEach((_, s) => context.lineTo((s + .5) * unit, y(s)));
       context.lineWidth = thick;
@@ -875,6 +884,14 @@ class Explorer {
     const button = h('button', { type: 'button', class: 'ss-cell', 'aria-pressed': Boolean(on), 'aria-label': text, title: text, onclick: click }, canvas, h('span', {}, text));
     if (hover) { button.addEventListener('pointerenter', event => this.hovered(event, hover)); button.addEventListener('pointerleave', event => this.hovered(event, null)); }
     return button;
+  }
+
+  soonGallery() {  // many small pictures: while the time moves, not at every frame
+    const wait = 90 - (performance.now() - (this.galleryAt ?? 0));
+    clearTimeout(this.later);
+    if (wait > 0) { this.later = setTimeout(() => this.soonGallery(), wait); return; }
+    this.drawGallery();
+    this.galleryAt = performance.now();
   }
 
   drawGallery() {
@@ -961,7 +978,7 @@ class Explorer {
     this.recipes.value = view.recipe;
     this.liveRule.hidden = Boolean(view.recipe) || !maps.has_background;
     const scores = this.score(), labels = this.now = this.labels(maps, 0), found = maps.judge(labels);
-    if (!this.liveRule.hidden) this.drawHistogram(scores, targets);
+    if (!this.liveRule.hidden) this.drawHistogram(scores);
     this.bandText.textContent = view.low === view.high ? `object from ${view.high.toFixed(2)}` : `left out from ${view.low.toFixed(2)} to ${view.high.toFixed(2)}`;
     const number = value => value == null ? '' : value.toFixed(3), row = (label, name, colour) => h('tr', {}, h('td', {}, h('i', { class: label === 255 ? 'ss-void' : '', style: colour ? `background:${colour}` : '' }), name), h('td', {}, percent(found.area[label])), h('td', {}, label === 255 ? '' : found.pieces[label]), found.iou && h('td', {}, label === 255 ? '' : number(found.iou[label])));
     this.table.replaceChildren(h('thead', {}, h('tr', {}, ['', 'area', 'pieces', found.iou && 'IoU'].filter(x => x != null && x !== false).map(text => h('th', {}, text)))),
@@ -974,10 +991,9 @@ class Explorer {
     this.undoButton.disabled = !this.undo.length;
   }
 
-  drawHistogram(scores, targets) {
+  drawHistogram(scores) {
     this.fit();
-    const canvas = this.histogram, context = canvas.getContext('2d'), { width, height } = canvas, unit = height / 60, bins = 80, counts = new Float32Array(bins), { low, high } = this.view;
-    for (const value of scores.best) counts[Math.min(bins - 1, Math.floor(value * bins))]++;
+    const canvas = this.histogram, context = canvas.getContext('2d'), { width, height } = canvas, unit = height / 60, { counts } = scores, bins = counts.length, { low, high } = this.view;
     const most = Math.sqrt(Math.max(...counts));
     context.clearRect(0, 0, width, height);
     for (let k = 0; k < bins; k++) {

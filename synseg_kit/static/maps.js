@@ -37,6 +37,7 @@ class Maps {
     }
     this.has.add(about.part === 'mask' ? `mask:${about.name}` : about.part);
     this.known.clear();
+    this.histories = null;
   }
 
   get all() { return [0, this.count - 1]; }
@@ -53,7 +54,7 @@ class Maps {
   }
 
   remember(key, make) {
-    if (this.known.size > 400) this.known.clear();
+    if (this.known.size > 600) this.known.clear();
     if (!this.known.has(key)) this.known.set(key, make());
     return this.known.get(key);
   }
@@ -110,10 +111,39 @@ class Maps {
     });
   }
 
+  facts(words, range, picks = []) {  // smallest and greatest value, and the mean over the image
+    return this.remember(`facts/${words}/${range}/${picks.join(';')}`, () => {
+      const map = this.mean(words, range, picks), [low, high] = extent(map);
+      let sum = 0;
+      for (let i = 0; i < map.length; i++) sum += map[i];
+      return { low, high, average: sum / map.length };
+    });
+  }
+
   limits(scale, words, range, picks) {  // the values at the two ends of the colours
-    if (scale === 'own') return extent(this.mean(words, range, picks));
-    if (scale === 'words') return [0, this.remember(`most/${range}/${picks.join(';')}`, () => Math.max(...this.plain().map(i => extent(this.one(i, range, picks))[1])))];
-    return [0, this.remember(`ever/${words}`, () => Math.max(...Array.from({ length: this.count }, (_, s) => extent(this.mean(words, [s, s]))[1])))];
+    if (scale === 'own') { const { low, high } = this.facts(words, range, picks); return [low, high]; }
+    if (scale === 'words') return [0, Math.max(...this.plain().map(i => this.facts([i], range, picks).high))];
+    return [0, Math.max(...this.history(words).map(one => one.high))];
+  }
+
+  history(words) {  // of each step on its own: greatest value and mean over the image; never forgotten
+    this.histories ??= new Map();
+    const key = words.join();
+    if (!this.histories.has(key)) {
+      const { places, count } = this, chosen = words.map(i => this.words[i]), share = 1 / chosen.length;
+      this.histories.set(key, Array.from({ length: count }, (_, s) => {
+        let high = -Infinity, sum = 0;
+        for (let i = 0; i < places; i++) {
+          let value = 0;
+          for (const word of chosen) value += word.map ? word.map[i] : this.sums(word)[(s + 1) * places + i] - word.sums[s * places + i];
+          value *= share;
+          if (value > high) high = value;
+          sum += value;
+        }
+        return { high, average: sum / places };
+      }));
+    }
+    return this.histories.get(key);
   }
 
   plain() {  // the places of what is no special token; of all, where there is nothing else
@@ -139,10 +169,6 @@ class Maps {
       }
       return { index, value: size ? sum / size : 0, iou: either ? both / either : 0 };
     }).sort((a, b) => b.value - a.value);
-  }
-
-  share(words) {  // the mean over the image, step by step
-    return this.remember(`share/${words}`, () => Float32Array.from({ length: this.count }, (_, s) => this.mean(words, [s, s]).reduce((a, b) => a + b, 0) / this.places));
   }
 
   selfRow(x, y) {  // what a place looks at
@@ -186,7 +212,9 @@ class Maps {
       });
       const best = new Float32Array(this.height * this.width), label = new Uint8Array(best.length);
       maps.forEach((map, k) => { for (let i = 0; i < best.length; i++) if (map[i] > best[i] || k === 0) { best[i] = map[i]; label[i] = targets[k].label; } });
-      return { best, label, otsu: otsu(best) };
+      const counts = new Float32Array(80);
+      for (let i = 0; i < best.length; i++) counts[Math.min(79, Math.floor(best[i] * 80))]++;
+      return { best, label, counts, otsu: otsu(best) };
     });
   }
 
