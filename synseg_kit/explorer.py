@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'SELF_ATTENTION', 'POLICY', 'View', 'settle', 'captures', 'view_picture', 'script', 'stylesheet', 'page',
-           'Stopped', 'Explorer', 'serves', 'parts_of', 'other_words', 'Studio', 'explore', 'Plain']
+           'Stopped', 'Explorer', 'serves', 'parts_of', 'other_words', 'Plain', 'Studio', 'explore']
 
 # %% ../nbs/12b_explorer.ipynb #3006c37a
 import base64
@@ -312,7 +312,41 @@ def other_words(pipe: 'DiffusionPipeline',
     if not words: raise ValueError(f'{text!r} has no word that the model knows')
     return words_part(words, read_words(trace, 0, words, weights=trace.calls()))
 
-# %% ../nbs/12b_explorer.ipynb #708c2293
+# %% ../nbs/12b_explorer.ipynb #af24f452
+class Plain(ipywidgets.VBox):
+    "A small explorer of ordinary widgets."
+
+    def __init__(self,
+                 atlas: Atlas,
+                 view: View | None = None,  # to open with
+                 ):
+        self.shown = atlas
+        view, count = settle(view, atlas), atlas.maps.values.shape[1]
+        names = [f'{word.text} ({i + 1})' if sum(other.text == word.text for other in atlas.words) > 1 else word.text for i, word in enumerate(atlas.words)]
+        field = {'style': {'description_width': '60px'}, 'layout': {'width': '420px'}}
+        self.words = ipywidgets.SelectMultiple(options=[(name, i) for i, name in enumerate(names)], value=view.words, rows=min(8, len(names)), description='words', **field)
+        self.steps = ipywidgets.IntRangeSlider(min=0, max=count - 1, value=view.steps or (0, count - 1), description='steps', disabled=count == 1, **field)
+        self.scale = ipywidgets.Dropdown(options=CHOICES['scale'], value=view.scale, description='scale', **field)
+        self.opacity = ipywidgets.FloatSlider(min=0, max=1, step=.05, value=view.opacity, description='opacity', **field)
+        self.picture = ipywidgets.Image(format='png', layout={'width': f'{max(256, min(512, atlas.image.shape[1]))}px'})
+        for control in self.controls: control.observe(lambda _: self._draw(), 'value')
+        super().__init__([ipywidgets.HTML(f'<b>{html.escape(atlas.text)}</b>'), ipywidgets.HBox([self.picture, ipywidgets.VBox(self.controls)])])
+        self._draw()
+
+    @property
+    def controls(self) -> tuple: return self.words, self.steps, self.scale, self.opacity
+
+    @property
+    def view(self) -> View:
+        "Tell what is shown."
+        return View(self.words.value, self.steps.value, scale=self.scale.value, opacity=self.opacity.value)
+
+    def _draw(self):
+        file = io.BytesIO()
+        Image.fromarray(view_picture(self.shown, self.view)).save(file, 'PNG')
+        self.picture.value = file.getvalue()
+
+# %% ../nbs/12b_explorer.ipynb #74ac4974
 class Studio(Explorer):
     "An explorer that generates what it shows."
 
@@ -387,7 +421,7 @@ with capture(pipe, [prompt], keep='step', tokens='all', special=True, self_atten
     image = pipe(prompt.text, num_inference_steps={steps}, generator=torch.Generator().manual_seed({seed}){more}).images[0]'''
 
 
-def explore(what,  # a Trace, a pipeline, an Atlas
+def explore(what,  # a Trace, a pipeline, a finished SyntheticFolder, an Atlas
             image=None,  # of a trace: anything `to_image` reads
             class_set: ClassSet | None = None,  # of the prompt's mentions; None: there are no classes, and no recipes
             *,
@@ -400,12 +434,15 @@ def explore(what,  # a Trace, a pipeline, an Atlas
             titles: tuple[str, str] = ('left', 'right'),  # of two runs
             plain: bool = False,  # only the widgets that every notebook has
             **options,  # of a pipeline: prompt, steps, seed, and those of its call
-            ) -> 'Explorer | Plain':
+            ) -> anywidget.AnyWidget | Plain:  # an Explorer; for a pipeline a Studio, for a dataset a Browser
     "See where each word of a prompt looks."
-    view = View(**view) if isinstance(view, Mapping) else view
     if hasattr(what, 'scheduler') and callable(what):
         if plain: raise ValueError('plain=True shows what was captured; give a trace and its image')
         return Studio(what, class_set, **options)
+    if hasattr(what, 'metadata') and hasattr(what, 'root'):
+        from synseg_kit.browser import browse
+        return browse(what, view)
+    view = View(**view) if isinstance(view, Mapping) else view
     if options: raise TypeError(f'explore has no argument {next(iter(options))!r}')
     if isinstance(what, Atlas): atlas, traces = what, ()
     elif hasattr(what, 'token_maps'):
@@ -413,41 +450,7 @@ def explore(what,  # a Trace, a pipeline, an Atlas
         from synseg_kit.recipes import RECIPES
         named = tuple(RECIPES) if class_set is not None and what.prompt_of(index).mentions else ()
         atlas, traces = to_atlas(what, image, class_set, reference, index, layers, named, titles[0]), (what, *([layers] if layers is not None else []))
-    else: raise TypeError(f'explore takes a Trace, a pipeline or an Atlas; got {type(what).__name__}')
+    else: raise TypeError(f'explore takes a Trace, a pipeline, a dataset or an Atlas; got {type(what).__name__}')
     if plain: return Plain(atlas, view)
     other = beside if beside is None or isinstance(beside, Atlas) else to_atlas(*beside, class_set, title=titles[1])
     return Explorer().present(atlas, parts_of(atlas, traces, image, class_set, index, pipe) if traces else {}, view, other)
-
-# %% ../nbs/12b_explorer.ipynb #a2156538
-class Plain(ipywidgets.VBox):
-    "A small explorer of ordinary widgets."
-
-    def __init__(self,
-                 atlas: Atlas,
-                 view: View | None = None,  # to open with
-                 ):
-        self.shown = atlas
-        view, count = settle(view, atlas), atlas.maps.values.shape[1]
-        names = [f'{word.text} ({i + 1})' if sum(other.text == word.text for other in atlas.words) > 1 else word.text for i, word in enumerate(atlas.words)]
-        field = {'style': {'description_width': '60px'}, 'layout': {'width': '420px'}}
-        self.words = ipywidgets.SelectMultiple(options=[(name, i) for i, name in enumerate(names)], value=view.words, rows=min(8, len(names)), description='words', **field)
-        self.steps = ipywidgets.IntRangeSlider(min=0, max=count - 1, value=view.steps or (0, count - 1), description='steps', disabled=count == 1, **field)
-        self.scale = ipywidgets.Dropdown(options=CHOICES['scale'], value=view.scale, description='scale', **field)
-        self.opacity = ipywidgets.FloatSlider(min=0, max=1, step=.05, value=view.opacity, description='opacity', **field)
-        self.picture = ipywidgets.Image(format='png', layout={'width': f'{max(256, min(512, atlas.image.shape[1]))}px'})
-        for control in self.controls: control.observe(lambda _: self._draw(), 'value')
-        super().__init__([ipywidgets.HTML(f'<b>{html.escape(atlas.text)}</b>'), ipywidgets.HBox([self.picture, ipywidgets.VBox(self.controls)])])
-        self._draw()
-
-    @property
-    def controls(self) -> tuple: return self.words, self.steps, self.scale, self.opacity
-
-    @property
-    def view(self) -> View:
-        "Tell what is shown."
-        return View(self.words.value, self.steps.value, scale=self.scale.value, opacity=self.opacity.value)
-
-    def _draw(self):
-        file = io.BytesIO()
-        Image.fromarray(view_picture(self.shown, self.view)).save(file, 'PNG')
-        self.picture.value = file.getvalue()

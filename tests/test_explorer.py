@@ -239,7 +239,7 @@ def test_nothing_in_a_prompt_ends_a_script():
 
 def test_explore_says_what_it_takes(run):
     trace, layers, image, _ = run
-    with pytest.raises(TypeError, match='a Trace, a pipeline or an Atlas; got str'): explore('cat')
+    with pytest.raises(TypeError, match='a Trace, a pipeline, a dataset or an Atlas; got str'): explore('cat')
     with pytest.raises(ValueError, match='give the image as well'): explore(trace)
     with pytest.raises(TypeError, match="no argument 'colour'"): explore(trace, image, colour=1)
     with pytest.raises(ValueError, match='needs the class_set'): explore(trace, image, reference=np.zeros((128, 128), np.uint8))

@@ -904,6 +904,7 @@ class Explorer {
       for (const word of maps.words) cells.push(this.cell(this.tile(maps.one(word.index, range, view.layers), maps.rows, maps.columns, 0, most, 92), word.kind === 'special' ? `(${word.text})` : word.text, view.words.includes(word.index), { word: word.index }, event => this.pick(word.index, event.shiftKey)));
       this.galleryNote.textContent = `one scale, 0 to ${percent(most, 0)} · ${this.stepsText()}`;
     } else if (!view.words.length) this.galleryNote.textContent = 'choose a word';
+    else if (view.words.some(i => maps.words[i].map)) this.galleryNote.textContent = 'a word that the prompt does not have was looked at once, by all layers together';
     else if (view.gallery === 'steps') {
       const many = Math.min(20, maps.count), [, most] = maps.limits('steps', view.words, range, []);
       for (let k = 0; k < many; k++) {
