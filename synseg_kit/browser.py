@@ -147,7 +147,7 @@ class Browser(anywidget.AnyWidget):
     _esm = script('base', 'browser') + '\nexport default { render };\n'
     _css = stylesheet()
     atlas = traitlets.Bytes().tag(sync=True)  # what `samples_part` wrote
-    offers = traitlets.List(traitlets.Unicode()).tag(sync=True)  # parts that can be asked for
+    offers = traitlets.List(traitlets.Unicode()).tag(sync=True)  # parts that can be asked for, and 'review'
     view = traitlets.Dict().tag(sync=True)  # as PLAIN_VIEW
 
     def __init__(self,
@@ -157,7 +157,7 @@ class Browser(anywidget.AnyWidget):
         if unknown := set(view or ()) - PLAIN_VIEW.keys(): raise ValueError(f'a browser has no {sorted(unknown)[0]!r}; it has {", ".join(PLAIN_VIEW)}')
         self.root, self.samples = Path(root), all_samples(root)
         pages = [f'page:{k}' for k in range(-(-len(self.samples) // PER_PAGE))]
-        super().__init__(atlas=samples_part(root), offers=[*pages, 'facts'], view={**PLAIN_VIEW, **(view or {})})
+        super().__init__(atlas=samples_part(root), offers=[*pages, 'facts', 'review'], view={**PLAIN_VIEW, **(view or {})})
         self.on_msg(lambda widget, content, buffers: self.answer(content))
 
     @property
@@ -190,7 +190,7 @@ class Browser(anywidget.AnyWidget):
              most: int = 480,  # samples that are in it
              ) -> Path:
         "Save the browser as a page of its own, to look and not to decide."
-        parts = {name: self.part(name) for name in self.offers if name == 'facts' or int(name.split(':')[1]) * PER_PAGE < most}
+        parts = {name: self.part(name) for name in self.offers if name != 'review' and (name == 'facts' or int(name.split(':')[1]) * PER_PAGE < most)}
         return write_text(path, page({'view': self.view, 'offers': list(parts)}, {'atlas': samples_part(self.root)}, parts, ('base', 'browser', 'page'), self.root.name))
 
 

@@ -106,7 +106,7 @@ def test_a_card_of_nothing_and_of_sets_without_background():
 
 def test_the_widget_answers(dataset):
     browser = explore(dataset, view={'state': 'rejected'})
-    assert isinstance(browser, Browser) and browser.view == {**PLAIN_VIEW, 'state': 'rejected'} and browser.offers == ['page:0', 'facts'] and browser.reviews == {}
+    assert isinstance(browser, Browser) and browser.view == {**PLAIN_VIEW, 'state': 'rejected'} and browser.offers == ['page:0', 'facts', 'review'] and browser.reviews == {}
     sent = []
     browser.send = lambda content, buffers=None: sent.append((content, buffers))
     for asked in ({'ask': 'review', 'changes': {dataset.names[0]: 'rejected'}}, {'ask': 'review', 'changes': {'x': 'rejected'}}, {'ask': 'page:0'}, {'ask': 'page:x'}, {}): browser.answer(asked)

@@ -108,18 +108,18 @@ class Browser {
       at = stop;
     }
     parts.push(sample.text.slice(at));
-    const button = (review, text, key) => h('button', { type: 'button', class: `ss-button ss-decide ${sample.review === review ? 'ss-main-button' : ''}`, title: `key ${key}`, 'aria-pressed': sample.review === review, onclick: () => this.decide(review) }, text);
+    const button = (review, text, key) => h('button', { type: 'button', class: `ss-button ss-decide ${sample.review !== review ? '' : review ? 'ss-main-button' : 'ss-is-on'}`, title: `key ${key}`, 'aria-pressed': sample.review === review, onclick: () => this.decide(review) }, text);
     const picture = h('div', { class: 'ss-frame', title: 'without the mask while the pointer is on it' }, page && [h('img', { src: page.of(index)[0], alt: sample.text }), h('img', { src: page.of(index)[1], alt: '', class: 'ss-over' })]);
     picture.style.aspectRatio = `${this.size[1]} / ${this.size[0]}`;
-    this.big.replaceChildren(picture, h('p', { class: 'ss-prompt-text' }, parts), h('div', { class: 'ss-buttons' }, button('accepted', 'Accept', 'A'), button('rejected', 'Reject', 'R'), button('', 'Undecided', 'U')),
+    this.big.replaceChildren(...[picture, h('p', { class: 'ss-prompt-text' }, parts), this.offers('review') && h('div', { class: 'ss-buttons' }, button('accepted', 'Accept', 'A'), button('rejected', 'Reject', 'R'), button('', 'Undecided', 'U')),
       card ? h('table', { class: 'ss-table' }, h('tbody', {}, Object.entries(card.areas).sort((a, b) => b[1] - a[1]).map(([id, area]) => h('tr', {}, h('td', {}, h('i', { style: `background: ${colours.get(Number(id))?.colour ?? '#999'}` }), colours.get(Number(id))?.name ?? id), h('td', {}, percent(area)))),
         card.void > 0 && h('tr', {}, h('td', {}, h('i', { class: 'ss-void' }), 'left out'), h('td', {}, percent(card.void)))), h('tfoot', {}, h('tr', {}, h('td', {}, 'mean reliability'), h('td', {}, card.confidence.toFixed(2))))) : '',
-      h('p', { class: 'ss-quiet' }, `${sample.name} · seed ${sample.seed} · ${place + 1} of ${this.shown.length}`));
+      h('p', { class: 'ss-quiet' }, `${sample.name} · seed ${sample.seed} · ${place + 1} of ${this.shown.length}`)].filter(Boolean));
   }
 
   decide(review) {
     const index = this.shown[this.at];
-    if (index == null) return;
+    if (index == null || !this.offers('review')) return;
     const sample = this.samples[index];
     sample.review = review;
     this.changed[sample.name] = review;
