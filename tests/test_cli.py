@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from tiny import tiny_pipeline
 from synseg_kit import cli
 from synseg_kit.toyworld import shipped
 
-COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'results', 'words')
+COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'results', 'words', 'explore')
 
 
 def synseg(*arguments, folder=None):
@@ -51,7 +52,7 @@ def test_examples_in_the_help_are_commands_that_parse(capsys, command):
     assert examples
     for example in examples:
         options = [word for word in example.split() if word.startswith('-')]
-        parsed = cli.build_parser().parse_args(example.split()[1:])
+        parsed = cli.build_parser().parse_args(shlex.split(example)[1:])
         assert callable(parsed.command), options
 
 
@@ -395,3 +396,14 @@ def test_export_writes_a_file_that_runs(tmp_path, capsys):
     assert 'toys.onnx says what the segmenter says' in capsys.readouterr().out
     shapes = onnxruntime.InferenceSession(tmp_path / 'toys.onnx', providers=['CPUExecutionProvider']).get_outputs()[0].shape
     assert shapes[1:] == [13, 32, 64]
+
+
+def test_pages_to_explore(tmp_path, capsys):
+    assert cli.main(['explore', 'toy', '--prompt', 'a cat and a dog', '--steps', '2', '--out', str(tmp_path / 'cat.html')]) == 0 and 'opens in any browser' in capsys.readouterr().out
+    page = (tmp_path / 'cat.html').read_text()
+    assert 'a cat and a dog' in page and '"mask:synseg": "part' in page and '"layers": "part' in page
+    assert cli.main(['generate', '--out', str(tmp_path / 'data'), '--count', '2', '--steps', '2', '--block-size', '2']) == 0
+    assert cli.main(['explore', str(tmp_path / 'data'), '--out', str(tmp_path / 'data.html')]) == 0 and '"page:0": "part0"' in (tmp_path / 'data.html').read_text()
+    capsys.readouterr()
+    for wrong, message in ((['toy', '--out', 'x.html'], 'say with --prompt'), (['toy', '--prompt', 'cat', '--out', 'x.png'], 'ends in .html'), ([tmp_path / 'data', '--prompt', 'a', '--out', 'x.html'], 'has its own prompts')):
+        assert message in error_line(capsys, 'explore', *wrong)

@@ -171,12 +171,15 @@ function download(name, content, type = 'application/octet-stream') {
 }
 
 // Follow the theme of the notebook, or of the system where there is no notebook.
-function followTheme(root) {
+function followTheme(root, changed = () => {}) {
   const system = matchMedia('(prefers-color-scheme: dark)');
   const set = () => {
     const { body } = document, lab = body.dataset.jpThemeLight;
     const dark = lab ? lab === 'false' : body.dataset.vscodeThemeKind ? body.dataset.vscodeThemeKind.includes('dark') : body.classList.contains('jp-mod-light') ? false : system.matches;
-    root.dataset.theme = dark ? 'dark' : 'light';
+    const theme = dark ? 'dark' : 'light';
+    if (root.dataset.theme === theme) return;
+    root.dataset.theme = theme;
+    changed();
   };
   set();
   system.addEventListener('change', set);

@@ -192,11 +192,11 @@ class Explorer {
     this.channel = new MessageChannel();
     this.channel.port1.onmessage = () => this.painted();
     this.build();
-    this.off = [followTheme(root)];
+    this.off = [followTheme(root, () => this.touch(TIME | MASK))];
     this.listen('change:atlas', () => this.load());
     this.listen('change:beside', () => this.load());
     this.listen('change:offers', () => this.touch(ALL));
-    this.listen('change:view', () => this.setView(this.model.get('view'), false));
+    this.listen('change:view', () => { if (JSON.stringify({ ...this.view, ...this.model.get('view') }) !== JSON.stringify(this.view)) this.setView(this.model.get('view'), false); });
     this.listen('change:status', () => this.showStatus());
     this.listen('msg:custom', (message, buffers) => this.received(message, buffers));
     this.showStatus();
@@ -887,7 +887,7 @@ class Explorer {
   }
 
   soonGallery() {  // many small pictures: while the time moves, not at every frame
-    const wait = 90 - (performance.now() - (this.galleryAt ?? 0));
+    const wait = this.gallery.matches(':active') ? 90 : 90 - (performance.now() - (this.galleryAt ?? 0));  // a button is not replaced while it is pressed
     clearTimeout(this.later);
     if (wait > 0) { this.later = setTimeout(() => this.soonGallery(), wait); return; }
     this.drawGallery();

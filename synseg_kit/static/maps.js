@@ -37,7 +37,7 @@ class Maps {
     }
     this.has.add(about.part === 'mask' ? `mask:${about.name}` : about.part);
     this.known.clear();
-    this.histories = null;
+    this.histories = this.scored = null;
   }
 
   get all() { return [0, this.count - 1]; }
@@ -205,7 +205,8 @@ class Maps {
 
   scores(words, range, picks, power) {  // of each target that has words, stretched from 0 to 1, at the image's size
     const targets = this.targets(words).filter(one => one.words.length);
-    return this.remember(`scores/${targets.map(one => one.words)}/${range}/${picks.join(';')}/${power}`, () => {
+    const key = `${targets.map(one => one.words)}/${range}/${picks.join(';')}/${power}`;
+    if (this.scored?.key !== key) {  // they are large: only the last ones are kept
       const maps = targets.map(one => {
         const map = this.mean(one.words, range, picks), moved = power && this.self ? this.flow(map, power) : { map, rows: this.rows, columns: this.columns };
         return enlarge(stretched(moved.map), moved.rows, moved.columns, this.height, this.width);
@@ -214,8 +215,9 @@ class Maps {
       maps.forEach((map, k) => { for (let i = 0; i < best.length; i++) if (map[i] > best[i] || k === 0) { best[i] = map[i]; label[i] = targets[k].label; } });
       const counts = new Float32Array(80);
       for (let i = 0; i < best.length; i++) counts[Math.min(79, Math.floor(best[i] * 80))]++;
-      return { best, label, counts, otsu: otsu(best) };
-    });
+      this.scored = { key, best, label, counts, otsu: otsu(best) };
+    }
+    return this.scored;
   }
 
   cut(scores, low, high) {

@@ -114,10 +114,9 @@ def test_a_prompt_becomes_an_image_to_explore(lab, tmp_path):
         page.drag('.ss-timeline', (.4, .5), (.7, .5))
         assert page.run(f'{APP}.view.steps') == [3, 5]
         page.click('.ss-choice button::Layers')
-        page.wait(f'Boolean({APP}.maps.layerMaps)', 60)
-        page.settle()
+        page.wait('document.querySelectorAll(".ss-layer").length > 0', 60)
         page.click('.ss-layer .ss-cell')
-        assert page.run(f'{APP}.view.layers') == [[0, None]]
+        page.wait(f'{APP}.view.layers.length === 1 && {APP}.view.layers[0][0] === 0')
         page.screenshot(shots / 'lab-layers.png')
         page.click('.ss-link::mean of')
 
