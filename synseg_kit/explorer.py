@@ -25,6 +25,7 @@ import anywidget
 import ipywidgets
 import numpy as np
 import traitlets
+from ipywidgets.widgets.trait_types import CByteMemoryView
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
@@ -186,7 +187,7 @@ class Explorer(anywidget.AnyWidget):
     view = traitlets.Dict().tag(sync=True)  # a `View` as JSON
     asking = traitlets.Dict(None, allow_none=True).tag(sync=True)  # prompt, steps and seed of the form; None: no form
     status = traitlets.Dict().tag(sync=True)  # busy, done and total steps, text, error
-    labels = traitlets.Bytes().tag(sync=True)  # the mask, a byte for each pixel, as `atlas.local_labels` has it
+    labels = CByteMemoryView(b'').tag(sync=True)  # the mask, a byte for each pixel, as `atlas.local_labels` has it
 
     def __init__(self, parts: Mapping[str, Callable[[], bytes]] = (), **values):
         self.shown: Atlas | None = None

@@ -267,7 +267,7 @@ def test_the_mask_comes_back_as_class_ids(run):
     with pytest.raises(ValueError, match='no mask was made yet'): _ = explorer.mask
     labels = np.zeros((128, 128), np.uint8)
     labels[0], labels[1], labels[2] = 1, 2, VOID
-    explorer.labels = labels.tobytes()
+    explorer.set_state({'labels': memoryview(labels.tobytes())})  # as a browser sends it
     assert explorer.mask[:4, 0].tolist() == [TOYS.id_of('cat'), TOYS.id_of('dog'), 255, 0] and explorer.mask.dtype == np.uint8
 
 

@@ -215,13 +215,15 @@ class Explorer {
     this.pause();
     this.stages = stages;
     this.asked.clear();
-    Object.assign(this, { hover: null, pointer: null, over: null, region: null, undo: [], edits: null, mine: null });
+    Object.assign(this, { hover: null, pointer: null, over: null, region: null, undo: [], edits: null });
     this.root.classList.toggle('ss-empty', !stages.length);
     this.stageBox.replaceChildren(...stages.map(stage => stage.node));
     this.root.classList.toggle('ss-two', stages.length > 1);
     if (stages.length) {
       this.buildStrip();
       this.setView(this.model.get('view'), false);
+      this.brush = Math.max(2, Math.round(this.maps.width / 24));
+      Object.assign(this.size, { max: Math.round(this.maps.width / 6), value: this.brush });
       this.fit();
       this.touch(ALL);
     }
@@ -343,7 +345,7 @@ class Explorer {
     this.pointer = place && (stage.which ? this.otherPlace(stage, place) : place);
     this.over = place ? stage : null;
     this.byKey = event.type === 'keydown';
-    if (drawing && place) this.stroke(place);
+    if (drawing && place && !stage.which) this.stroke(place);
     const linked = this.stages.length > 1 || this.byKey || this.tool !== 'point';
     this.touch(RANK | (linked ? STAGE : 0), event);
     this.handling += performance.now() - began;
@@ -437,13 +439,13 @@ class Explorer {
     this.player = setInterval(() => {
       const [a, b] = this.view.steps ?? [0, 0];
       if (b >= last) { this.pause(); return; }
-      this.change({ steps: [a + 1, b + 1] }, STAGE | RANK | TIME | GALLERY | MASK | SAVE | STATUS);
+      this.change({ steps: [a + 1, b + 1] }, STAGE | RANK | STRIP | TIME | GALLERY | MASK | SAVE | STATUS);
     }, Math.max(60, Math.min(240, 4000 / this.maps.count)));
   }
 
   setSteps(first, last) {
     const { count } = this.maps, range = [Math.max(0, Math.min(first, last)), Math.min(count - 1, Math.max(first, last))];
-    this.change({ steps: range[0] === 0 && range[1] === count - 1 ? null : range }, STAGE | RANK | TIME | GALLERY | MASK | SAVE | STATUS);
+    this.change({ steps: range[0] === 0 && range[1] === count - 1 ? null : range }, STAGE | RANK | STRIP | TIME | GALLERY | MASK | SAVE | STATUS);
   }
 
   stepsText() {
@@ -463,7 +465,7 @@ class Explorer {
       return made;
     };
     const slider = (key, label, least, most, step, flags) => {
-      const input = h('input', { type: 'range', min: least, max: most, step, value: view[key], 'aria-label': label, oninput: () => this.change({ [key]: Number(input.value) }, flags) });
+      const input = h('input', { type: 'range', min: least, max: most, step, value: view[key], 'aria-label': label, oninput: () => { this.change({ [key]: Number(input.value) }, flags); controls[key](input.value); } });
       controls[key] = value => { input.value = value; };
       return h('label', { class: 'ss-field' }, h('span', {}, label), input);
     };

@@ -146,7 +146,8 @@ def test_a_prompt_becomes_an_image_to_explore(lab, tmp_path):
         # Python knows what is seen
         time.sleep(.5)
         page.run('void jupyterapp.commands.execute("notebook:move-cursor-down").then(() => jupyterapp.commands.execute("notebook:run-cell"))')
-        told = json.loads(page.wait('document.querySelector("#told")?.textContent', 120))
+        try: told = json.loads(page.wait('document.querySelector("#told")?.textContent', 60))
+        finally: page.screenshot(shots / 'lab-told.png')
         assert told['text'] == 'a photo of a cat and a dog on grass' and told['view']['recipe'] == 'otsu' and told['view']['panel'] == 'save' and told['steps'] == 8 and set(told['mask']) <= {0, 6, 7, 255}
 
         # stop
