@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test readme docs clean
+.PHONY: help setup quickstart test test-browser readme docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +34,10 @@ quickstart: $(STAMP)  ## the whole line on the toy world: runs/quickstart/report
 
 test: $(STAMP)  ## every test, with a time table at the end
 	@$(BIN)/python tools/run_tests.py
+
+test-browser: $(STAMP)  ## the explorer in headless Chromium and in JupyterLab; needs chromium
+	@command -v chromium chromium-browser google-chrome >/dev/null || { echo 'No Chromium was found; install it first, on Debian with: apt-get install chromium' >&2; exit 2; }
+	@$(BIN)/python -m pytest -q tests/browser
 
 readme: $(STAMP)  ## README.md from nbs/index.ipynb
 	@$(BIN)/python tools/make_readme.py

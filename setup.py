@@ -40,7 +40,7 @@ setup(
     # A wheel carries data/ as synseg_kit/data and nbs/runs as synseg_kit/runs; a clone reads them where they lie.
     packages=['synseg_kit', 'synseg_kit.data', 'synseg_kit.runs'],
     package_dir={'synseg_kit': 'synseg_kit', 'synseg_kit.data': 'data', 'synseg_kit.runs': 'nbs/runs'},
-    package_data={'synseg_kit.data': ['**/*'], 'synseg_kit.runs': ['*.ipynb']},
+    package_data={'synseg_kit': ['static/*'], 'synseg_kit.data': ['**/*'], 'synseg_kit.runs': ['*.ipynb']},
     include_package_data=False,
     zip_safe=False,
 )

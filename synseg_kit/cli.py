@@ -9,9 +9,9 @@ __all__ = ['WIDTH', 'OBJECTIVES', 'DATASET_COMMANDS', 'even_help', 'Parser', 'ob
            'add_inference', 'open_benchmark', 'evaluate', 'scorecard_text', 'add_evaluate', 'predict', 'add_predict',
            'export', 'add_export', 'render', 'add_render', 'text_table', 'read_changes', 'choose_set', 'add_parameters',
            'run', 'add_run', 'seeds_list', 'sweep', 'add_sweep', 'results', 'results_of_runs', 'results_of_benchmarks',
-           'add_results', 'words', 'words_text', 'add_words', 'open_any', 'add_source', 'check', 'add_check', 'pack',
-           'add_pack', 'unpack', 'add_unpack', 'merge', 'add_merge', 'part', 'split', 'add_split', 'statistics',
-           'add_statistics', 'build_parser', 'explain', 'main']
+           'add_results', 'words', 'words_text', 'add_words', 'explore', 'add_explore', 'open_any', 'add_source',
+           'check', 'add_check', 'pack', 'add_pack', 'unpack', 'add_unpack', 'merge', 'add_merge', 'part', 'split',
+           'add_split', 'statistics', 'add_statistics', 'build_parser', 'explain', 'main']
 
 # %% ../nbs/14_cli.ipynb #dd2ca689
 import argparse
@@ -718,6 +718,49 @@ use for a class, each with its meaning and how common it is, and why other words
     parser.add_argument('--all', action='store_true', help='list every word that is left out')
     finish(parser, words)
 
+# %% ../nbs/14_cli.ipynb #40979e45
+def explore(arguments: argparse.Namespace) -> None:
+    """Write a page to explore an image or a dataset with."""
+    if arguments.out.suffix != '.html': raise ValueError(f'--out {arguments.out}: a page is a file that ends in .html')
+    if (Path(arguments.what) / 'dataset.json').is_file():
+        if arguments.prompt: raise ValueError('a dataset has its own prompts; leave --prompt out')
+        from synseg_kit.browser import browse
+        browse(arguments.what).page(arguments.out)
+    else:
+        if not arguments.prompt: raise ValueError(f'{arguments.what} holds no dataset, so it names a model; say with --prompt what it is to paint')
+        from synseg_kit.classes import class_set
+        classes = class_set(arguments.classes)
+        from synseg_kit.explorer import Studio
+        from synseg_kit.families import load_pipeline
+        from synseg_kit.toyworld import shipped
+        pipe = load_pipeline(shipped('toy-sd') if arguments.what == 'toy' else arguments.what, choose_device(arguments.device))
+        studio = Studio(pipe, classes, guidance_scale=arguments.guidance).generate(arguments.prompt, arguments.steps, arguments.seed)
+        studio.page(arguments.out, [name for name in studio.parts if name != 'words'])
+    print(f'{arguments.out} opens in any browser, without a kernel and without a network')
+
+
+def add_explore(commands: Any) -> None:
+    """Describe `synseg explore`."""
+    parser = commands.add_parser('explore', help='write a page that shows where words look', description='''Write one HTML file that needs
+neither a kernel nor a network: an image that a model paints for a prompt, with the attention of every word, step, layer and head and
+the masks of every recipe; or all samples of a dataset. In a notebook, explore(pipe) and explore(dataset) do more.''', epilog='''examples:
+  synseg explore toy --prompt 'a photo of a cat and a dog on grass' --out cat.html
+      the model that is shipped
+  synseg explore stable-diffusion-v1-5/stable-diffusion-v1-5 --classes voc --steps 50 --guidance 7.5 \\
+                 --prompt 'a dog on a sofa' --device cuda --out dog.html
+      a real one, from the hub or from a folder
+  synseg explore runs/toy --out toy.html
+      a dataset that `synseg generate` wrote''')
+    parser.add_argument('what', metavar='MODEL|FOLDER', help='toy, a diffusers folder or a hub name; or a dataset')
+    parser.add_argument('--out', type=Path, required=True, metavar='FILE', help='page to write, ending in .html')
+    parser.add_argument('--prompt', default='', metavar='TEXT', help='what a model is to paint')
+    parser.add_argument('--classes', default='toy', metavar='SET', help='class set whose words get masks (default: toy)')
+    parser.add_argument('--steps', type=positive, default=20, help='denoising steps (default: 20; real models like 50)')
+    parser.add_argument('--guidance', type=float, default=4.0, help='guidance scale (default: 4; real models like 7.5)')
+    parser.add_argument('--seed', type=int, default=0, help='of the noise (default: 0)')
+    add_device(parser)
+    finish(parser, explore)
+
 # %% ../nbs/14_cli.ipynb #e1e167cf
 def open_any(
     arguments: argparse.Namespace,  # folder, and with --classes a split of a VOC folder
@@ -923,7 +966,7 @@ or all of it, with baselines and a report, in one:
 `synseg COMMAND --help` explains each, with examples.''')
     parser.add_argument('--version', action='version', version=f'synseg_kit {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True, parser_class=Parser)
-    for add in (add_generate, add_train, add_evaluate, add_predict, add_export, add_render, add_run, add_sweep, add_results, add_words, *DATASET_COMMANDS): add(commands)
+    for add in (add_generate, add_train, add_evaluate, add_predict, add_export, add_render, add_run, add_sweep, add_results, add_words, add_explore, *DATASET_COMMANDS): add(commands)
     return parser
 
 

@@ -734,7 +734,7 @@ class SampleWriter:
         records = [self.record(block) for block in self.blocks]
         lines = [line for record in records for line in json.loads(record.read_text(encoding='utf-8'))]
         if not lines: raise ValueError(f'all {self.count} samples of {self.folder} were rejected, so there is no dataset; loosen the filter')
-        names = [line['file_name'].removeprefix('JPEGImages/').removesuffix('.jpg') for line in lines]
+        names = [line['file_name'].removeprefix('JPEGImages/').removesuffix('.jpg') for line in lines if line.get('review') != 'rejected']  # see `browser.review`
         with self._room('the list of samples'):
             write_aside(self.folder / 'metadata.jsonl', ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines), self.aside)
             write_aside(self.folder / 'README.md', dataset_card(self.class_set, len(lines), self.about, [line['block'] for line in lines if 'batch' in line]), self.aside)

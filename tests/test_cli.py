@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from tiny import tiny_pipeline
 from synseg_kit import cli
 from synseg_kit.toyworld import shipped
 
-COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'sweep', 'results', 'words', 'check', 'pack', 'unpack', 'merge', 'split', 'statistics')
+COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'sweep', 'results', 'words', 'explore', 'check', 'pack', 'unpack', 'merge', 'split', 'statistics')
 
 
 def synseg(*arguments, folder=None):
@@ -52,7 +53,7 @@ def test_examples_in_the_help_are_commands_that_parse(capsys, command):
     assert examples
     for example in examples:
         options = [word for word in example.split() if word.startswith('-')]
-        parsed = cli.build_parser().parse_args(example.split()[1:])
+        parsed = cli.build_parser().parse_args(shlex.split(example)[1:])
         assert callable(parsed.command), options
 
 
@@ -472,3 +473,14 @@ def test_train_takes_shards_and_parts(tmp_path, capsys):
     assert json.loads((tmp_path / 'out-made/segmenter.json').read_text()) and (tmp_path / 'out-shards/segmenter.json').is_file()
     capsys.readouterr()
     assert "holds the shards of 'train', not of 'fit'" in error_line(capsys, 'train', '--data', tmp_path / 'shards', '--split', 'fit', '--out', tmp_path / 'x')
+
+
+def test_pages_to_explore(tmp_path, capsys):
+    assert cli.main(['explore', 'toy', '--prompt', 'a cat and a dog', '--steps', '2', '--out', str(tmp_path / 'cat.html')]) == 0 and 'opens in any browser' in capsys.readouterr().out
+    page = (tmp_path / 'cat.html').read_text()
+    assert 'a cat and a dog' in page and '"mask:synseg": "part' in page and '"layers": "part' in page
+    assert cli.main(['generate', '--out', str(tmp_path / 'data'), '--count', '2', '--steps', '2', '--block-size', '2']) == 0
+    assert cli.main(['explore', str(tmp_path / 'data'), '--out', str(tmp_path / 'data.html')]) == 0 and '"page:0": "part0"' in (tmp_path / 'data.html').read_text()
+    capsys.readouterr()
+    for wrong, message in ((['toy', '--out', 'x.html'], 'say with --prompt'), (['toy', '--prompt', 'cat', '--out', 'x.png'], 'ends in .html'), ([tmp_path / 'data', '--prompt', 'a', '--out', 'x.html'], 'has its own prompts')):
+        assert message in error_line(capsys, 'explore', *wrong)

@@ -160,6 +160,7 @@ def wheel(root, tmp_path_factory):
 def test_wheel_carries_models_and_runs(root, wheel):
     names = set(wheel.namelist())
     expected = {f'synseg_kit/{path.name}' for path in (root / 'synseg_kit').glob('*.py')}
+    expected |= {f'synseg_kit/static/{path.name}' for path in (root / 'synseg_kit/static').iterdir()}
     expected |= {f'synseg_kit/runs/{path.name}' for path in (root / 'nbs/runs').glob('*.ipynb')}
     expected |= {f'synseg_kit/data/{path.relative_to(root / "data").as_posix()}' for path in (root / 'data').rglob('*')
                  if path.is_file() and not any(part.startswith('.') for part in path.relative_to(root / 'data').parts)}

@@ -1,0 +1,214 @@
+// What the explorer and the browser share: elements, files of tensors, interpolation, colours, themes.
+
+function h(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value == null) continue;
+    if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
+    else if (name === 'class') node.className = value;
+    else if (name in node && name !== 'list') node[name] = value;
+    else node.setAttribute(name, value);
+  }
+  node.append(...children.flat(2).filter(child => child != null && child !== false));
+  return node;
+}
+
+// A safetensors file: length, header in JSON, tensors one after the other.
+function unpack(data) {
+  const bytes = data instanceof Uint8Array ? data : new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  const length = Number(new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true));
+  const { __metadata__, ...entries } = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length)));
+  const tensors = {};
+  for (const [name, { dtype, shape, data_offsets: [from, to] }] of Object.entries(entries)) {
+    const part = bytes.slice(8 + length + from, 8 + length + to);  // a copy, so that floats are aligned
+    tensors[name] = { shape, data: dtype === 'F32' ? new Float32Array(part.buffer) : part };
+  }
+  return { about: JSON.parse(__metadata__.about), tensors };
+}
+
+// Bilinear interpolation with pixel areas aligned, as torch has it with align_corners=False.
+const axes = new Map();
+function axis(from, to) {
+  const key = from * 65536 + to;
+  if (!axes.has(key)) {
+    const low = new Int32Array(to), high = new Int32Array(to), share = new Float32Array(to);
+    for (let i = 0; i < to; i++) {
+      const at = Math.max(0, (i + .5) * from / to - .5);
+      low[i] = Math.min(Math.floor(at), from - 1);
+      high[i] = Math.min(low[i] + 1, from - 1);
+      share[i] = at - low[i];
+    }
+    axes.set(key, { low, high, share });
+  }
+  return axes.get(key);
+}
+
+let between = new Float32Array(0);
+function enlarge(map, rows, columns, height, width, out = new Float32Array(height * width)) {
+  const x = axis(columns, width), y = axis(rows, height);
+  if (between.length < rows * width) between = new Float32Array(rows * width);
+  for (let r = 0; r < rows; r++) {
+    for (let i = 0, from = r * columns, to = r * width; i < width; i++) {
+      const a = map[from + x.low[i]];
+      between[to + i] = a + (map[from + x.high[i]] - a) * x.share[i];
+    }
+  }
+  for (let j = 0; j < height; j++) {
+    const a = y.low[j] * width, b = y.high[j] * width, share = y.share[j];
+    for (let i = 0, to = j * width; i < width; i++) out[to + i] = between[a + i] + (between[b + i] - between[a + i]) * share;
+  }
+  return out;
+}
+
+// The value of a map at one place of a picture of another size.
+function valueAt(map, rows, columns, height, width, px, py) {
+  const x = Math.max(0, Math.min(columns - 1, (px + .5) * columns / width - .5)), y = Math.max(0, Math.min(rows - 1, (py + .5) * rows / height - .5));
+  const left = Math.floor(x), top = Math.floor(y), right = Math.min(left + 1, columns - 1), bottom = Math.min(top + 1, rows - 1);
+  const upper = map[top * columns + left] + (map[top * columns + right] - map[top * columns + left]) * (x - left);
+  const lower = map[bottom * columns + left] + (map[bottom * columns + right] - map[bottom * columns + left]) * (x - left);
+  return upper + (lower - upper) * (y - top);
+}
+
+function extent(map) {
+  let low = Infinity, high = -Infinity;
+  for (let i = 0; i < map.length; i++) { const v = map[i]; if (v < low) low = v; if (v > high) high = v; }
+  return [low, high];
+}
+
+function stretched(map) {
+  const [low, high] = extent(map), span = high - low;
+  return map.map(span > 1e-6 * Math.abs(high) ? v => (v - low) / span : () => 0);
+}
+
+// Otsu's threshold of values from 0 to 1, as `masks.otsu` finds it.
+function otsu(map, bins = 256) {
+  const counts = new Float64Array(bins);
+  for (let i = 0; i < map.length; i++) counts[Math.max(0, Math.min(bins - 1, Math.floor(map[i] * bins)))]++;
+  let mean = 0, below = 0, sum = 0, best = -1, at = 0;
+  for (let i = 0; i < bins; i++) mean += i * counts[i] / map.length;
+  for (let i = 0; i < bins; i++) {
+    below += counts[i] / map.length;
+    sum += i * counts[i] / map.length;
+    const apart = (mean * below - sum) ** 2 / Math.max(below * (1 - below), 1e-9);
+    if (apart > best) { best = apart; at = i; }
+  }
+  return (at + 1) / bins;
+}
+
+// 4-connected pieces of each label: runs of rows, joined with the runs above that they touch.
+function countPieces(labels, height, width) {
+  const pieces = new Int32Array(256), parent = [], start = [], end = [];
+  const root = run => { while (parent[run] !== run) run = parent[run] = parent[parent[run]]; return run; };
+  let above = 0, count = 0;  // first run of the row above, runs so far
+  for (let y = 0; y < height; y++) {
+    const row = y * width, first = count;
+    let near = above;
+    for (let x = 0; x < width;) {
+      const label = labels[row + x], from = x;
+      while (x < width && labels[row + x] === label) x++;
+      parent[count] = count;
+      start[count] = from;
+      end[count] = x;
+      pieces[label]++;
+      while (near < first && end[near] <= from) near++;
+      for (let run = near; run < first && start[run] < x; run++) {
+        if (labels[row - width + start[run]] !== label) continue;
+        const a = root(run), b = root(count);
+        if (a !== b) { parent[a] = b; pieces[label]--; }
+      }
+      count++;
+    }
+    above = first;
+  }
+  return pieces;
+}
+
+function toTable(rgb, from = 0) {  // 256 colours as the words of an image
+  const table = new Uint32Array(256);
+  for (let i = 0; i < 256; i++) table[i] = 0xff000000 | rgb[from + 3 * i + 2] << 16 | rgb[from + 3 * i + 1] << 8 | rgb[from + 3 * i];
+  return table;
+}
+
+function rgbOf(hex) { return [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)); }
+
+function newCanvas(width, height) {
+  const canvas = document.createElement('canvas');
+  canvas.width = width;
+  canvas.height = height;
+  return canvas;
+}
+
+// A canvas of one size that is painted from numbers again and again.
+class Sheet {
+  constructor(width, height) {
+    this.canvas = newCanvas(width, height);
+    this.context = this.canvas.getContext('2d');
+    this.pixels = this.context.createImageData(width, height);
+    this.words = new Uint32Array(this.pixels.data.buffer);
+  }
+  paint(map, table, low, high) {
+    const scale = high > low ? 255 / (high - low) : 0, words = this.words;
+    for (let i = 0; i < words.length; i++) {
+      const at = (map[i] - low) * scale;
+      words[i] = table[at <= 0 ? 0 : at >= 255 ? 255 : at + .5 | 0];
+    }
+    this.context.putImageData(this.pixels, 0, 0);
+    return this.canvas;
+  }
+  show() { this.context.putImageData(this.pixels, 0, 0); return this.canvas; }
+}
+
+async function decodePicture(bytes) {
+  const type = bytes[0] === 0x89 ? 'image/png' : 'image/jpeg';
+  return createImageBitmap(new Blob([bytes], { type }));
+}
+
+function download(name, content, type = 'application/octet-stream') {
+  const url = content instanceof Blob ? URL.createObjectURL(content) : URL.createObjectURL(new Blob([content], { type }));
+  const link = h('a', { href: url, download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
+// Follow the theme of the notebook, or of the system where there is no notebook.
+function followTheme(root, changed = () => {}) {
+  const system = matchMedia('(prefers-color-scheme: dark)');
+  const set = () => {
+    const { body } = document, lab = body.dataset.jpThemeLight;
+    const dark = lab ? lab === 'false' : body.dataset.vscodeThemeKind ? body.dataset.vscodeThemeKind.includes('dark') : body.classList.contains('jp-mod-light') ? false : system.matches;
+    const theme = dark ? 'dark' : 'light';
+    if (root.dataset.theme === theme) return;
+    root.dataset.theme = theme;
+    changed();
+  };
+  set();
+  system.addEventListener('change', set);
+  const watch = new MutationObserver(set);
+  watch.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-light', 'data-vscode-theme-kind', 'class'] });
+  return () => { system.removeEventListener('change', set); watch.disconnect(); };
+}
+
+// A row of choices of which one holds.
+function choice(label, options, value, onpick) {
+  const buttons = new Map();
+  const set = now => { for (const [key, button] of buttons) { button.setAttribute('aria-checked', key === now); button.tabIndex = key === now ? 0 : -1; } };
+  const node = h('div', { class: 'ss-choice', role: 'radiogroup', 'aria-label': label });
+  for (const [key, text, title] of options) {
+    const button = h('button', { type: 'button', role: 'radio', title, onclick: () => { set(key); onpick(key); } }, text);
+    buttons.set(key, button);
+    node.append(button);
+  }
+  node.addEventListener('keydown', event => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const list = [...buttons.values()].filter(button => !button.hidden), next = list[(list.indexOf(document.activeElement) + step + list.length) % list.length];
+    next.focus();
+    next.click();
+  });
+  set(value);
+  return { node, set, buttons };
+}
+
+const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
