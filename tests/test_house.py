@@ -200,11 +200,12 @@ def test_the_time_table_counts_every_case_once(run_tests, tmp_path):
 <testcase classname="tests.test_a" name="test_one" time="1.5"/>
 <testcase classname="tests.test_a.TestB" name="test_two" time="0.5"><failure message="no"/></testcase>
 <testcase classname="tests.test_b" name="test_three[x]" time="0.25"><skipped message="gpu"/></testcase>
-<testcase classname="" name="tests.test_c" time="0"><error message="collection"/></testcase></testsuite></testsuites>""")
+<testcase classname="" name="tests.test_c" time="0"><error message="collection"/></testcase>
+<testcase classname="tests.faults.test_d" name="test_four" time="0.75"/></testsuite></testsuites>""")
     found = {o.name: (o.passed, o.failed, o.skipped, o.seconds) for o in run_tests.read_junit(tmp_path / 'junit.xml')}
-    assert found == {'tests/test_a.py': (1, 1, 0, 2.0), 'tests/test_b.py': (0, 0, 1, 0.25), 'tests/test_c.py': (0, 1, 0, 0.0)}
+    assert found == {'tests/test_a.py': (1, 1, 0, 2.0), 'tests/test_b.py': (0, 0, 1, 0.25), 'tests/test_c.py': (0, 1, 0, 0.0), 'tests/faults/test_d.py': (1, 0, 0, 0.75)}
     lines = run_tests.table(run_tests.read_junit(tmp_path / 'junit.xml')).splitlines()
-    assert [line.split()[0] for line in lines] == ['file', 'tests/test_a.py', 'tests/test_b.py', 'tests/test_c.py']
+    assert [line.split()[0] for line in lines] == ['file', 'tests/test_a.py', 'tests/faults/test_d.py', 'tests/test_b.py', 'tests/test_c.py']
 
 
 def test_readme_is_made_from_the_index(root):

@@ -102,7 +102,7 @@ def read_junit(path):
     """Sum a JUnit file's test cases per test file."""
     cases = defaultdict(list)
     for case in ElementTree.parse(path).iter('testcase'):
-        module = re.match(r'(?:tests\.)?((?:browser\.)?test_\w+|conftest)', case.get('classname') or case.get('name'))
+        module = re.match(r'(?:tests\.)?((?:(?:browser|faults)\.)?test_\w+|conftest)', case.get('classname') or case.get('name'))
         name = f'tests/{module[1].replace(".", "/")}.py' if module else case.get('classname') or case.get('name')
         state = {'failure': 'failed', 'error': 'failed', 'skipped': 'skipped'}
         found = {state[child.tag] for child in case if child.tag in state}
@@ -125,7 +125,7 @@ def pytest_file(path):
 
 def pytest_jobs():
     """Make a job of each test file."""
-    return [lambda path=path: pytest_file(path) for folder in ('tests', 'tests/browser') for path in sorted((ROOT / folder).glob('test_*.py'))]
+    return [lambda path=path: pytest_file(path) for path in sorted((ROOT / 'tests').rglob('test_*.py'))]
 
 
 def table(outcomes):
