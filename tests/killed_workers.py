@@ -60,17 +60,23 @@ if __name__ == '__main__':
     if len(sys.argv) > 5:
         starter = PipelineMaker(sys.argv[5], PETS, SynthesisSettings(steps=2, block_size=BLOCK, height=32, width=32, capture={'self_attention': [8]}), count, threads=1)
     else: starter = FakeMaker(str(notes), pause=.03)
-    begin = time.monotonic()
-    codes = [wait(start(starter, folder / 'whole', count))]
-    seconds, draw, workers = time.monotonic() - begin, random.Random(seed), 0
+    begin, child = time.monotonic(), start(starter, folder / 'whole', count)
+    while not (folder / 'whole/blocks').exists() and os.waitpid(child, os.WNOHANG) == (0, 0): time.sleep(.01)
+    startup = time.monotonic() - begin
+    codes = [wait(child)]
+    work, draw, workers = time.monotonic() - begin - startup, random.Random(seed), 0
     for number in range(kills):
-        child, there = start(starter, folder / 'killed', count), {*alive(notes)}
-        time.sleep(draw.uniform(.2, .6 if number < kills - 2 else .9) * seconds)
-        running = [pid for pid in alive(notes) if pid not in there]
-        if number % 2 and running:
-            os.kill(draw.choice(running), signal.SIGKILL)
-            workers += 1
-            time.sleep(draw.uniform(0, .3) * seconds)
+        there = {*alive(notes)}
+        child = start(starter, folder / 'killed', count)
+        if number % 2:  # a worker first, as soon as there is one, and the coordinator a while later
+            deadline = time.monotonic() + 60
+            while not (running := [pid for pid in alive(notes) if pid not in there]) and time.monotonic() < deadline: time.sleep(.01)
+            time.sleep(draw.uniform(0, 2 / kills) * work)
+            if running := [pid for pid in running if pid in alive(notes)]:
+                os.kill(draw.choice(running), signal.SIGKILL)
+                workers += 1
+        else: time.sleep(draw.uniform(.3, 1) * startup)
+        time.sleep(draw.uniform(0, 2 / kills) * work)
         os.kill(child, signal.SIGKILL)
         codes.append(wait(child))
     codes.append(wait(start(starter, folder / 'killed', count)))
