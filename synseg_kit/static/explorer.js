@@ -356,6 +356,7 @@ class Explorer {
   clicked(stage, place) {
     const at = stage.which ? this.otherPlace(stage, place) : place, old = this.view.pin;
     const again = old && Math.hypot(old[0] - at[0], old[1] - at[1]) < 5 * this.maps.width / 256;
+    this.say('');
     if (!again) this.ask('self');
     this.change({ pin: again ? null : at }, STAGE | RANK | STATUS | SAVE);
   }
@@ -416,6 +417,7 @@ class Explorer {
   pick(index, add) {
     const { view } = this, words = add ? (view.words.includes(index) ? view.words.filter(i => i !== index) : [...view.words, index]) : view.words.length === 1 && view.words[0] === index ? [] : [index];
     this.hover = null;
+    this.say('');
     this.change({ words, pin: null, ...(view.show === 'winner' && words.length ? { show: 'heat' } : {}) }, ALL);
     this.controls.show(this.view.show);
   }
