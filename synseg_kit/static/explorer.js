@@ -226,7 +226,13 @@ class Explorer {
       Object.assign(this.size, { max: Math.round(this.maps.width / 6), value: this.brush });
       this.fit();
       this.touch(ALL);
+      this.warm(this.maps, 0);
     }
+  }
+
+  warm(maps, index) {  // sum up word after word while nothing else is to do, so that the first look at each is as quick as the next
+    if (maps !== this.maps || index >= maps.words.length) return;
+    (window.requestIdleCallback ?? setTimeout)(() => { maps.history([index]); this.warm(maps, index + 1); });
   }
 
   // State
@@ -542,7 +548,7 @@ class Explorer {
     this.playButton = h('button', { type: 'button', class: 'ss-button ss-play', 'aria-label': 'play', title: 'play (space)', onclick: () => this.play() }, '▶');
     this.timeline = h('canvas', { class: 'ss-timeline', tabIndex: 0, role: 'slider', 'aria-label': 'denoising steps; arrows move, with shift they widen', 'aria-valuemin': 1 });
     this.timeText = h('button', { type: 'button', class: 'ss-link', title: 'all steps', onclick: () => { this.pause(); this.setSteps(0, this.maps.count - 1); } });
-    this.timeBox = h('div', { class: 'ss-time' }, this.playButton, this.timeline, this.timeText);
+    this.timeBox = h('div', { class: 'ss-time' }, this.playButton, h('div', { class: 'ss-track' }, this.timeline, h('span', {}, 'noise'), h('span', {}, 'image')), this.timeText);
     this.listenTimeline();
 
     // gallery
@@ -841,14 +847,6 @@ class Explorer {
       context.fillStyle = this.colour('--held');
       context.fillRect(first * unit, 0, (last - first + 1) * unit, height);
     }
-    const letters = Math.round(height / 4.2);
-    context.fillStyle = this.colour('--quiet');
-    context.font = `${letters}px system-ui, sans-serif`;
-    context.textBaseline = 'bottom';
-    context.fillText('noise', letters * .6, height - letters * .3);
-    context.textAlign = 'right';
-    context.fillText('image', width - letters * .6, height - letters * .3);
-    context.textAlign = 'left';
     const curve = (list, colour, thick, fill) => {
       const share = maps.history(list).map(one => one.average), most = Math.max(...share), y = s => height - pad - (height - 2 * pad) * share[s] / most;
       context.beginPath();
@@ -864,6 +862,7 @@ class Explorer {
       context.fillStyle = this.colour('--accent');
       for (const x of [first * unit, (last + 1) * unit - 2]) context.fillRect(Math.max(0, Math.min(width - 2, x)), 0, 2, height);
     }
+    if (this.hover) return;  // what follows is about the view that stays
     canvas.setAttribute('aria-valuemax', maps.count);
     canvas.setAttribute('aria-valuenow', first + 1);
     canvas.setAttribute('aria-valuetext', this.stepsText());
