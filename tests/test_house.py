@@ -190,9 +190,10 @@ def run_tests(root):
     return module
 
 
-def test_all_notebooks_but_benchmarks_are_executed(root, run_tests):
-    planned = {path for path, _ in run_tests.plan()}
-    assert planned == {path for path in notebooks(root) if path.parent.name != 'bench'}
+def test_all_notebooks_but_benchmarks_are_executed_once(root, run_tests):
+    planned, taught = {path for path, _ in run_tests.plan()}, set((root / 'nbs/tutorials').glob('*.ipynb'))
+    assert not planned & taught and (root / 'tests/test_tutorials.py').is_file()  # which executes every tutorial and compares what it says
+    assert planned | taught == {path for path in notebooks(root) if path.parent.name != 'bench'}
 
 
 def test_the_time_table_counts_every_case_once(run_tests, tmp_path):

@@ -75,7 +75,7 @@ def readme():
 
 
 def library_notebook(path):
-    """Execute a library or tutorial notebook as a test."""
+    """Execute a library notebook as a test."""
     fine, said = execute(BIN / 'nbdev-test', path, '--n-workers', '0')
     return '' if fine else said
 
@@ -88,8 +88,8 @@ def run_notebook(path):
 
 
 def plan(root=ROOT):
-    """List the notebooks to execute, each with how: all but those of nbs/bench, which measure and take hours."""
-    folders = {'.': library_notebook, 'tutorials': library_notebook, 'runs': run_notebook}
+    """List the notebooks to execute, each with how: not those of nbs/bench, which take hours, nor tutorials, which tests/test_tutorials.py executes."""
+    folders = {'.': library_notebook, 'runs': run_notebook}
     return [(path, how) for folder, how in folders.items() for path in sorted((root / 'nbs' / folder).glob('*.ipynb'))]
 
 
