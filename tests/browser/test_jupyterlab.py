@@ -30,6 +30,24 @@ from synseg_kit.explorer import View
 view = View(**explorer.view)
 HTML('<pre id="told">' + json.dumps({'view': view.to_json(), 'text': explorer.shown.text, 'mask': np.unique(explorer.mask).tolist(), 'steps': explorer.trace.num_steps}) + '</pre>')'''
 
+BROWSE = '''import numpy as np
+from PIL import Image
+from synseg_kit import toyworld
+from synseg_kit.classes import toy_objects
+from synseg_kit.datasets import Sample, SampleWriter, SyntheticFolder
+from synseg_kit.explorer import explore
+from synseg_kit.masks import PseudoMask
+
+with SampleWriter('toyset', toy_objects(), 4, 4) as writer:
+    scenes = [toyworld.render(10_000_000 + i) for i in range(4)]
+    writer.write(0, [Sample(Image.fromarray(s.image), PseudoMask(s.labels, np.ones(s.labels.shape, np.float32)), s.prompt, i) for i, s in enumerate(scenes)])
+    dataset = writer.finish()
+browser = explore(dataset)
+browser'''
+TELL_DECISIONS = '''import json
+from IPython.display import HTML
+HTML('<pre id="told">' + json.dumps({'reviews': browser.reviews, 'names': SyntheticFolder('toyset').names}) + '</pre>')'''
+
 
 def notebook(*cells):
     """A notebook of code cells."""
@@ -37,12 +55,12 @@ def notebook(*cells):
             'metadata': {'kernelspec': {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'}}, 'nbformat': 4, 'nbformat_minor': 5}
 
 
-def wait_for_kernel(lab, seconds=240):
+def wait_for_kernel(lab, name, seconds=240):
     """Wait until the notebook's kernel waits as well."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with urllib.request.urlopen(f'{lab}/api/sessions', timeout=20) as answer: sessions = json.load(answer)
-        if any(one['kernel']['execution_state'] == 'idle' and one['kernel']['connections'] for one in sessions): return
+        if any(one['name'] == name and one['kernel']['execution_state'] == 'idle' and one['kernel']['connections'] for one in sessions): return
         time.sleep(.5)
     raise TimeoutError(f'within {seconds} s no kernel was idle: {sessions}')
 
@@ -52,6 +70,7 @@ def lab(root, tmp_path_factory):
     """A JupyterLab with a folder and settings of its own; its address."""
     folder = tmp_path_factory.mktemp('lab')
     (folder / 'explore.ipynb').write_text(json.dumps(notebook(OPEN, TELL)))
+    (folder / 'browse.ipynb').write_text(json.dumps(notebook(BROWSE, TELL_DECISIONS)))
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -82,7 +101,7 @@ def test_a_prompt_becomes_an_image_to_explore(lab, tmp_path):
         page.downloads(tmp_path)
         page.open(f'{lab}/lab/tree/explore.ipynb?reset')
         page.wait('Boolean(document.querySelector(".jp-CodeCell .cm-content"))', 180)
-        wait_for_kernel(lab)
+        wait_for_kernel(lab, 'explore.ipynb')
         page.run('void jupyterapp.commands.execute("notebook:run-cell-and-select-next")')
         page.wait('Boolean(document.querySelector(".ss")?.explorer)', 180)
         assert page.run('document.querySelector(".ss").classList.contains("ss-empty")') and page.run('document.querySelector(".ss").dataset.theme') == 'light'
@@ -165,3 +184,22 @@ def test_a_prompt_becomes_an_image_to_explore(lab, tmp_path):
         alone.wait('Boolean(document.querySelector(".ss")?.explorer?.stages[0]?.small)')
         assert alone.text('.ss-text') == 'a photo of a cat and a dog on grass' and alone.errors == []
         alone.screenshot(shots / 'lab-page.png')
+
+
+def test_a_sample_is_rejected(lab, tmp_path):
+    shots = Path(os.environ.get('SYNSEG_SCREENSHOTS') or tmp_path)
+    with Page(1500, 1200) as page:
+        page.open(f'{lab}/lab/tree/browse.ipynb?reset')
+        page.wait('Boolean(document.querySelector(".jp-CodeCell .cm-content"))', 180)
+        wait_for_kernel(lab, 'browse.ipynb')
+        page.run('void jupyterapp.commands.execute("notebook:run-cell-and-select-next")')
+        page.wait('document.querySelectorAll(".ss-sample img").length === 8', 180)
+        page.click('.ss-sample:nth-child(2)')
+        page.press('r')
+        page.press('a')  # the next one is at hand at once
+        assert page.run('[...document.querySelectorAll(".ss-sample")].map(node => node.dataset.review)') == ['', 'rejected', 'accepted', '']
+        page.wait('document.querySelector(".ss-bar [role=status]").textContent.endsWith("written")', 60)
+        page.screenshot(shots / 'lab-browser.png')
+        page.run('void jupyterapp.commands.execute("notebook:move-cursor-down").then(() => jupyterapp.commands.execute("notebook:run-cell"))')
+        told = json.loads(page.wait('document.querySelector("#told")?.textContent', 60))
+        assert told == {'reviews': {'000001': 'rejected', '000002': 'accepted'}, 'names': ['000000', '000002', '000003']}
