@@ -9,11 +9,11 @@ __all__ = ['PALETTE_VOID', 'RGB_VOID', 'AUGMENTED_SPLITS', 'OFFICIAL_COUNTS', 'A
            'with_void', 'open_picture', 'check_layout', 'refuse_unpaired', 'Examples', 'LabelledFolder',
            'find_voc_root', 'read_split', 'VOCFolder', 'ImageNetSFolder', 'table_labels', 'CityscapesFolder',
            'RenderedDataset', 'run_lengths', 'coco_pieces', 'write_coco', 'Labelled', 'Sample', 'sample_name',
-           'other_mask_file', 'encode_picture', 'encode_sample', 'write_sample', 'sample_line', 'encode_block',
-           'write_aside', 'flatten', 'differences', 'model_licence', 'card_models', 'card_making', 'dataset_card',
-           'SampleWriter', 'read_lines', 'SyntheticFolder', 'ReliabilityMap', 'Augmentation', 'RandomScaledCrop',
-           'colour_matrix', 'ColourJitter', 'build_transform', 'to_tensors', 'augment', 'Batch', 'number_seed',
-           'collate', 'draw_order', 'Draws', 'batches', 'count_pixels']
+           'other_mask_file', 'encode_picture', 'encode_sample', 'write_sample', 'sample_line', 'name_of',
+           'encode_block', 'write_aside', 'flatten', 'differences', 'model_licence', 'card_models', 'card_making',
+           'dataset_card', 'SampleWriter', 'read_lines', 'SyntheticFolder', 'ReliabilityMap', 'Augmentation',
+           'RandomScaledCrop', 'colour_matrix', 'ColourJitter', 'build_transform', 'to_tensors', 'augment', 'Batch',
+           'number_seed', 'collate', 'draw_order', 'Draws', 'batches', 'count_pixels']
 
 # %% ../nbs/06_datasets.ipynb #ff2a33d7
 import errno
@@ -482,6 +482,12 @@ def sample_line(
     halved = {} if sample.batch is None else {'batch': sample.batch}
     return {**files, **asdict(sample.prompt), 'class_ids': list(sample.prompt.class_ids), 'seed': sample.seed, 'block': block, 'source': sample.source, **halved}
 
+def name_of(
+    line: Mapping[str, Any], # as `sample_line` gives it
+) -> str: # of the sample
+    "Take the name of a sample from its line."
+    return line['file_name'].removeprefix('JPEGImages/').removesuffix('.jpg')
+
 def encode_block(
     number: int, # of the block, from 0
     numbers: Sequence[int], # of its samples
@@ -734,7 +740,7 @@ class SampleWriter:
         records = [self.record(block) for block in self.blocks]
         lines = [line for record in records for line in json.loads(record.read_text(encoding='utf-8'))]
         if not lines: raise ValueError(f'all {self.count} samples of {self.folder} were rejected, so there is no dataset; loosen the filter')
-        names = [line['file_name'].removeprefix('JPEGImages/').removesuffix('.jpg') for line in lines if line.get('review') != 'rejected']  # see `browser.review`
+        names = [name_of(line) for line in lines if line.get('review') != 'rejected']  # see `browser.review`
         with self._room('the list of samples'):
             write_aside(self.folder / 'metadata.jsonl', ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines), self.aside)
             write_aside(self.folder / 'README.md', dataset_card(self.class_set, len(lines), self.about, [line['block'] for line in lines if 'batch' in line]), self.aside)

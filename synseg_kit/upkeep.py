@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'LISTS', 'SUMS', 'Finding', 'Checkup', 'table', 'read_picture', 'look_at', 'look_at_labels', 'read_record',
-           'check_line', 'name_of', 'is_listed', 'Anatomy', 'dissect', 'read_records', 'check_lists', 'check_metadata',
+           'check_line', 'is_listed', 'Anatomy', 'dissect', 'read_records', 'check_lists', 'check_metadata',
            'check_tree', 'files_in', 'check_samples', 'size_of', 'seal', 'check_seal', 'check', 'ordered',
            'check_other', 'check_reader', 'check_packed', 'check_shards', 'Mended', 'set_aside', 'sound_metadata',
            'mend', 'write_record', 'CopyWriter', 'share', 'refuse_other_classes', 'merge_parts', 'merge', 'hash_share',
@@ -31,7 +31,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .classes import ClassSet
-from .datasets import (SAMPLE_FILES, Examples, LabelledFolder, SampleWriter, SyntheticFolder, VOCFolder, differences, other_mask_file, sample_name)
+from .datasets import (SAMPLE_FILES, Examples, LabelledFolder, SampleWriter, SyntheticFolder, VOCFolder, differences, name_of, other_mask_file, sample_name)
 from .files import write_text
 from .pictures import QUIET, new_figure, style
 from .prompts import Prompt
@@ -199,12 +199,6 @@ def check_line(
     try: prompt = Prompt(line['text'], tuple(line['mentions']))
     except (KeyError, TypeError, ValueError) as error: raise ValueError(f'has no prompt that can be read for sample {name} ({error})') from error
     if any(i >= class_set.num_classes for i in prompt.class_ids) or line.get('class_ids') != [*prompt.class_ids]: raise ValueError(f'mentions classes of sample {name} that are not those of the class set')
-
-def name_of(
-    line: Mapping[str, Any], # of a record or of metadata.jsonl
-) -> str: # of the sample
-    "Take the name of a sample from its line."
-    return line['file_name'].removeprefix('JPEGImages/').removesuffix('.jpg')
 
 def is_listed(
     line: Mapping[str, Any], # of a record or of metadata.jsonl

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from synseg_kit.atlas import unpack
-from synseg_kit.browser import PLAIN_VIEW, Browser, all_samples, browse, card, facts_part, name_of, page_part, read_lines, review, samples_part
+from synseg_kit.browser import PLAIN_VIEW, Browser, all_lines, all_samples, browse, card, facts_part, page_part, review, samples_part
 from synseg_kit.classes import ClassSet, toy_objects
-from synseg_kit.datasets import Sample, SampleWriter, SyntheticFolder
+from synseg_kit.datasets import Sample, SampleWriter, SyntheticFolder, name_of
 from synseg_kit.explorer import explore
 from synseg_kit.masks import PseudoMask
 from synseg_kit.prompts import find_mentions
@@ -37,22 +37,22 @@ def dataset(tmp_path): return make(tmp_path / 'data')
 
 
 def test_a_decision_is_a_word_in_a_line_and_nothing_else_changes(dataset):
-    before, names = read_lines(dataset.root), dataset.names
+    before, names = all_lines(dataset.root), dataset.names
     files = sorted(path.relative_to(dataset.root) for path in dataset.root.rglob('*') if path.is_file())
     found = review(dataset.root, {names[1]: 'rejected', names[2]: 'accepted'})
     assert found.names == (names[0], *names[2:]) and len(found.metadata) == 6 and found[1].labels.shape == (16, 24)
-    after = read_lines(dataset.root)
+    after = all_lines(dataset.root)
     assert [{key: value for key, value in line.items() if key != 'review'} for line in after] == before
     assert [line.get('review') for line in after] == [None, 'rejected', 'accepted', None, None, None, None]
     assert sorted(path.relative_to(dataset.root) for path in dataset.root.rglob('*') if path.is_file() and path.name != '.review.lock') == files
-    assert review(dataset.root, {names[1]: '', names[2]: ''}).names == names and read_lines(dataset.root) == before
+    assert review(dataset.root, {names[1]: '', names[2]: ''}).names == names and all_lines(dataset.root) == before
 
 
 def test_decisions_outlive_the_dataset_being_put_together_again(dataset):
     names = dataset.names
     review(dataset.root, {names[0]: 'rejected', names[5]: 'accepted'})
     again = make(dataset.root)
-    assert again.names == names[1:] and {name_of(line): line.get('review') for line in read_lines(dataset.root)}[names[5]] == 'accepted'
+    assert again.names == names[1:] and {name_of(line): line.get('review') for line in all_lines(dataset.root)}[names[5]] == 'accepted'
 
 
 def test_wrong_decisions_change_nothing(dataset):
@@ -68,7 +68,7 @@ def decide(root, name): review(root, {name: 'accepted'})
 
 def test_two_browsers_lose_no_decision(dataset):
     with multiprocessing.get_context('fork').Pool(3) as pool: pool.starmap(decide, [(dataset.root, name) for name in dataset.names])
-    assert [line['review'] for line in read_lines(dataset.root)] == ['accepted'] * 7
+    assert [line['review'] for line in all_lines(dataset.root)] == ['accepted'] * 7
 
 
 def test_rejected_samples_are_still_looked_at(dataset):
