@@ -85,9 +85,9 @@ class Page:
             time.sleep(.05)
         raise TimeoutError(f'within {seconds} s it did not come true: {expression}; errors: {self.errors}')
 
-    def settle(self):
-        """Wait until what was asked for is painted."""
-        self.run('new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))')
+    def settle(self, milliseconds=0):
+        """Wait until what was asked for is painted, and a little longer for what a page draws later."""
+        self.run(f'new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, {milliseconds}))))')
 
     def at(self, selector, x=.5, y=.5):
         """Find a point of an element, as a share of its box, in the window."""
@@ -112,7 +112,7 @@ class Page:
         place = self.at(selector, x, y)
         self.mouse('mouseMoved', *place)
         for kind in ('mousePressed', 'mouseReleased'): self.mouse(kind, *place, buttons=int(kind == 'mousePressed'), modifiers=8 * shift, count=1)
-        self.settle()
+        self.settle(120)
 
     def drag(self, selector, *places):
         """Press on an element, move through places of it, and let go."""
@@ -122,7 +122,7 @@ class Page:
         for (ax, ay), (bx, by) in zip(points, points[1:]):
             for k in range(1, 5): self.mouse('mouseMoved', ax + (bx - ax) * k / 4, ay + (by - ay) * k / 4, buttons=1)
         self.mouse('mouseReleased', *points[-1], count=1)
-        self.settle()
+        self.settle(120)
 
     def type(self, text):
         """Type text into what has the focus."""

@@ -209,8 +209,7 @@ def test_layers_and_heads_are_fetched_picked_and_averaged(page, run):
     _, layers, image = run
     assert not page.run(f'Boolean({APP}.maps.layerMaps)')
     page.click('.ss-choice button::Layers')
-    page.wait(f'Boolean({APP}.maps.layerMaps)')
-    page.settle()
+    page.wait('document.querySelectorAll(".ss-layer").length > 0')
     assert page.run('document.querySelectorAll(".ss-layer").length') == len(layers.layers)
     page.click('.ss-layer:nth-child(2) .ss-cell:nth-of-type(3)')  # second layer, second head: the first of its pictures is the mean over heads
     assert view(page)['layers'] == [[1, 1]]
