@@ -39,10 +39,10 @@ def restore_title(page):
 
 
 def obey_directives(page):
-    """Hide the source of cells that say `#| echo: false`; drop lines of directives, progress bars and warnings."""
+    """Hide the source of cells that say `#| echo: false` or `#| hide_input`; drop lines of directives, progress bars and warnings."""
     for cell in page.cells:
         if cell.cell_type != 'code': continue
-        if re.search(r'^#\|\s*echo:\s*false', cell.source, re.M): cell.metadata['transient'] = {'remove_source': True}
+        if re.search(r'^#\|\s*(echo:\s*false|hide_input)', cell.source, re.M): cell.metadata['transient'] = {'remove_source': True}
         cell.source = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
         cell.outputs = [output for output in cell.outputs if output.get('name') != 'stderr']
     return page
