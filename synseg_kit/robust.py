@@ -13,7 +13,7 @@ __all__ = ['IGNORE', 'Network', 'RULES', 'OBJECTIVES', 'SPOILS', 'Lesson', 'Obje
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class Lesson:
 
 
 RULES = {  # field of an objective -> a test of its values, and what it needs to be
-    **dict.fromkeys(('share', 'least', 'doubt', 'weight', 'mix', 'sure', 'warm_up', 'alone', 'truncate', 'after', 'noise', 'rise', 'ratio', 'confidence'), (lambda v: 0 <= v <= 1, 'from 0 to 1')),
+    **dict.fromkeys(('share', 'least', 'doubt', 'weight', 'mix', 'sure', 'trust', 'warm_up', 'alone', 'truncate', 'after', 'noise', 'rise', 'ratio', 'confidence'), (lambda v: 0 <= v <= 1, 'from 0 to 1')),
     **dict.fromkeys(('alpha', 'beta', 'border', 'consistency'), (lambda v: v >= 0, 'a number from 0')),
     'every': (lambda v: v >= 1, 'at least 1'), 'q': (lambda v: 0 < v <= 1, 'above 0, at most 1'), 'floor': (lambda v: 0 < v < 1, 'between 0 and 1')}
 
@@ -199,28 +199,34 @@ def class_mix(images: Float[Tensor, "n 3 h w"],
 # %% ../nbs/08_robust.ipynb #b4c51119
 @dataclass(frozen=True)
 class CoTraining(Objective):
-    "Two networks: reliable pixels follow the mask, the others what the other network says (BECO, confidence from attention)."
+    "Two networks: reliable pixels follow the mask, the others what the other network is sure of (after BECO, confidence from attention)."
     share: float = .5  # of each class's pixels in each image that follow the mask
-    mix: float = .5  # probability that a batch is mixed
+    alone: float = .35  # share of the training before the networks teach each other; until then every pixel follows the mask
+    trust: float = .6  # probability from which on the other network is believed; what neither it nor the mask is good for teaches nothing
+    average: bool = True  # ask the other network's average over steps; False: the network itself, as it learns
+    mix: float = 0.  # probability that a batch is mixed
     border: float = .2  # how much more seams count
     sure: float = .95  # probability from which on both networks' common label may be pasted
-    warm_up: float = .1  # share of the training in which mixing goes by the masks
+    warm_up: float = .1  # share of the training in which mixing goes by the masks; never less than `alone`
     background: int | None = 0  # id that is never pasted; None: every class may be
-    alone: float = 0.  # share of the training before the networks teach each other; until then every pixel follows the mask
 
     networks: ClassVar[int] = 2
 
     def __call__(self, networks, lesson):
         shown = self.mixed(lesson) if len(lesson.images) > 1 and torch.rand(()) < self.mix else self.unmixed(lesson)
         logits = [network(shown.images) for network in networks]
-        told = [one.detach().argmax(1) for one in logits]
         known = shown.labels != IGNORE
-        size = known.sum().clamp(min=1)
         loss = 0.
-        for own, other in zip(logits, reversed(told)):
-            target = torch.where(shown.reliable, shown.labels, other.masked_fill(~known, IGNORE))
-            loss = loss + (penalties(own, target) * (1 + self.border * shown.border * shown.reliable)).sum() / size
+        for own, other in zip(logits, reversed(self.told(logits, shown, lesson))):
+            target = torch.where(shown.reliable, shown.labels, other).masked_fill(~known, IGNORE)
+            loss = loss + (penalties(own, target) * (1 + self.border * shown.border * shown.reliable)).sum() / (target != IGNORE).sum().clamp(min=1)
         return loss
+
+    def told(self, logits, shown, lesson):
+        "What each network has to say of each pixel; IGNORE where it is not sure."
+        if lesson.gone < self.alone: return [shown.labels] * len(logits)
+        with torch.no_grad(): judged = [teacher(shown.images) for teacher in lesson.teachers] if self.average and lesson.teachers else logits
+        return [said.masked_fill(sureness < self.trust, IGNORE) for sureness, said in (one.detach().softmax(1).max(1) for one in judged)]
 
     def unmixed(self, lesson):
         "The batch as it is."
@@ -229,12 +235,15 @@ class CoTraining(Objective):
 
     def mixed(self, lesson):
         "The batch, mixed: by the masks first, by what the networks agree on later."
-        if lesson.gone < self.warm_up or not lesson.teachers:
+        if lesson.gone < max(self.warm_up, self.alone) or not lesson.teachers:
             plain = self.unmixed(lesson)
             return class_mix(plain.images, plain.labels, plain.reliable, pick_classes(plain.labels, lesson.num_classes, self.background))
         with torch.no_grad(): sureness, agreed = (sum(teacher(lesson.images) for teacher in lesson.teachers) / len(lesson.teachers)).softmax(1).max(1)
         agreed, sure = torch.where(lesson.labels == IGNORE, IGNORE, agreed), sureness > self.sure  # what pads a crop stays outside
         return class_mix(lesson.images, agreed, sure, pick_classes(agreed, lesson.num_classes, self.background, sure))
+
+
+BECO: Mapping[str, Any] = {'alone': 0., 'trust': 0., 'average': False, 'mix': .5}  # what makes `CoTraining` the published method
 
 # %% ../nbs/08_robust.ipynb #fe49af82
 @dataclass(frozen=True)
