@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from synseg_kit.robust import (ADELE, IGNORE, OBJECTIVES, SPOILS, URN, CoTeaching, CoTraining, GeneralisedCrossEntropy, IgnoreBand, Lesson, Plain, SelfTraining, SymmetricCrossEntropy, Weighted, class_mix, correct_labels, fit_learning_curve,
+from synseg_kit.robust import (ADELE, BECO, IGNORE, OBJECTIVES, SPOILS, URN, CoTeaching, CoTraining, GeneralisedCrossEntropy, IgnoreBand, Lesson, Plain, SelfTraining, SymmetricCrossEntropy, Weighted, class_mix, correct_labels, fit_learning_curve,
                                objective, pick_classes, reliable_pixels, slowed, spoil, steps_inside)
 
 CLASSES = 5
@@ -149,6 +149,9 @@ def test_pasting(random):
 
 # ---- two networks
 
+def published(**changes): return CoTraining(**{**BECO, **changes})
+
+
 def slow_co_training(logits, labels, reliable, border, weight):
     "The formula, pixel by pixel."
     told, known, total = [one.argmax(1) for one in logits], labels != IGNORE, 0.
@@ -163,7 +166,7 @@ def test_co_training_is_its_formula(random):
     lesson = lesson_of(random)
     logits = [logits_of(random, lesson) for _ in range(2)]
     expected = slow_co_training(logits, lesson.labels, reliable_pixels(lesson.labels, lesson.reliability), torch.zeros(lesson.labels.shape), 0.)
-    assert CoTraining(mix=0.)([*map(fixed, logits)], lesson).item() == pytest.approx(expected, rel=1e-4)
+    assert published(mix=0.)([*map(fixed, logits)], lesson).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_co_training_mixes_by_masks_first(random):
@@ -175,7 +178,7 @@ def test_co_training_mixes_by_masks_first(random):
     mixed = class_mix(lesson.images, lesson.labels, reliable_pixels(lesson.labels, lesson.reliability), pasted)
     torch.manual_seed(3)
     expected = slow_co_training(logits, mixed.labels, mixed.reliable, mixed.border, .2)
-    assert CoTraining(mix=1.)([*map(fixed, logits)], lesson).item() == pytest.approx(expected, rel=1e-4)
+    assert published(mix=1.)([*map(fixed, logits)], lesson).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_co_training_mixes_by_what_both_are_sure_of_later(random):
@@ -190,7 +193,7 @@ def test_co_training_mixes_by_what_both_are_sure_of_later(random):
     mixed = class_mix(lesson.images, agreed, sureness > .95, pick_classes(agreed, CLASSES, usable=sureness > .95))
     logits = [logits_of(random, lesson) for _ in range(2)]
     torch.manual_seed(3)
-    assert CoTraining(mix=1.)([*map(fixed, logits)], later).item() == pytest.approx(slow_co_training(logits, mixed.labels, mixed.reliable, mixed.border, .2), rel=1e-4)
+    assert published(mix=1.)([*map(fixed, logits)], later).item() == pytest.approx(slow_co_training(logits, mixed.labels, mixed.reliable, mixed.border, .2), rel=1e-4)
 
 
 def test_networks_learn_alone_first(random):
@@ -198,7 +201,29 @@ def test_networks_learn_alone_first(random):
     logits = [logits_of(random, lesson) for _ in range(2)]
     expected = sum(F.cross_entropy(one, lesson.labels).item() for one in logits)
     assert CoTraining(mix=0., alone=.3)([*map(fixed, logits)], lesson).item() == pytest.approx(expected, rel=1e-4)
-    torch.testing.assert_close(CoTraining(mix=0., alone=.1)([*map(fixed, logits)], lesson), CoTraining(mix=0.)([*map(fixed, logits)], lesson))
+    torch.testing.assert_close(CoTraining(mix=0., alone=.1)([*map(fixed, logits)], lesson), CoTraining(mix=0., alone=0.)([*map(fixed, logits)], lesson))
+
+
+def test_the_average_is_asked_and_only_where_it_is_sure(random):
+    lesson = lesson_of(random)
+    logits, judged = [logits_of(random, lesson) for _ in range(2)], [logits_of(random, lesson) for _ in range(2)]
+    later = Lesson(lesson.images, lesson.labels, lesson.reliability, CLASSES, .5, [*map(fixed, judged)])
+    reliable, expected = reliable_pixels(lesson.labels, lesson.reliability), 0.
+    for own, other in zip(logits, reversed(judged)):
+        sureness, said = other.softmax(1).max(1)
+        target = torch.where(reliable, lesson.labels, torch.where(sureness >= .7, said, IGNORE)).masked_fill(lesson.labels == IGNORE, IGNORE)
+        assert .1 < (target[lesson.labels != IGNORE] == IGNORE).float().mean() < .4
+        expected += F.cross_entropy(own, target)
+    torch.testing.assert_close(CoTraining(trust=.7)([*map(fixed, logits)], later), expected)
+    torch.testing.assert_close(CoTraining(trust=0., average=False)([*map(fixed, logits)], later), published(mix=0.)([*map(fixed, logits)], later))
+
+
+def test_nobody_is_asked_before_its_time(random):
+    lesson, asked = lesson_of(random, gone=.3), []
+    early = Lesson(lesson.images, lesson.labels, lesson.reliability, CLASSES, .3, [lambda images: asked.append(images)] * 2)
+    logits = [logits_of(random, lesson) for _ in range(2)]
+    torch.testing.assert_close(CoTraining()([*map(fixed, logits)], early), sum(F.cross_entropy(one, lesson.labels) for one in logits))
+    assert not asked
 
 
 def test_each_network_is_shown_the_mixed_images(random):
@@ -213,7 +238,7 @@ def test_no_network_learns_from_itself(random):
     "The gradient of one network through what it tells the other is cut."
     lesson = lesson_of(random)
     first, second = (logits_of(random, lesson).requires_grad_() for _ in range(2))
-    CoTraining(mix=0., share=1e-9)([fixed(first), fixed(second)], lesson).backward()
+    published(mix=0., share=1e-9)([fixed(first), fixed(second)], lesson).backward()
     known, size = lesson.labels != IGNORE, (lesson.labels != IGNORE).sum()
     reliable = reliable_pixels(lesson.labels, lesson.reliability, 1e-9)
     target = torch.where(reliable, lesson.labels, second.detach().argmax(1))
@@ -243,7 +268,7 @@ def test_self_training_relabels_what_is_unreliable(random):
     torch.testing.assert_close(SelfTraining()([fixed(logits)], lesson), F.cross_entropy(logits, lesson.labels))  # before the average is asked
 
 
-@pytest.mark.parametrize('name, changes, message', [('beco', {}, 'co_training'), ('plain', dict(share=.5), 'it has none'), ('co_training', dict(shere=.5), 'it has share, mix'), ('co_teaching', dict(noise=2.), 'from 0 to 1'), ('gce', dict(q=0.), 'above 0'),
+@pytest.mark.parametrize('name, changes, message', [('beco', {}, 'co_training'), ('plain', dict(share=.5), 'it has none'), ('co_training', dict(shere=.5), 'it has share, alone'), ('co_teaching', dict(noise=2.), 'from 0 to 1'), ('gce', dict(q=0.), 'above 0'),
                                                     ('sce', dict(alpha=-1.), 'from 0')])
 def test_refusals(name, changes, message):
     with pytest.raises(ValueError, match=message): objective(name, **changes)

@@ -141,7 +141,7 @@ def test_the_callers_random_numbers_stay(tmp_path):
 
 
 IN_PARALLEL = replace(SMALL, steps=3, precision='fp32', augmentation=replace(NO_AUGMENTATION, crop=32))
-PAIR = CoTraining(mix=0.)  # mixing has partners within a process, so other ones than in a single process
+PAIR = CoTraining(alone=0.)  # not mixed: mixing has partners within a process, so other ones than in a single process
 
 
 def _train_in_parallel(rank, folder, objective):
@@ -236,7 +236,7 @@ def test_two_networks_start_with_one_encoder_and_end_as_one_segmenter(tmp_path):
 @pytest.mark.parametrize('name', OBJECTIVES)
 def test_every_objective_trains_and_resumes(tmp_path, name):
     settings = replace(SMALL, steps=6, checkpoint_every=3, ema_decay=0. if name == 'self_training' else .98)
-    made = robust.objective(name, **{'warm_up': 0.} if name in ('co_training', 'self_training') else {})
+    made = robust.objective(name, **{'co_training': {'alone': 0., 'warm_up': 0., 'mix': .5}, 'self_training': {'warm_up': 0.}}.get(name, {}))
     whole = train(examples(), SHAPES, settings, objective=made, progress=False)
     def stop_early(entry):
         if entry['step'] >= 3: raise Stopped
