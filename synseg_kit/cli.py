@@ -7,8 +7,8 @@ __all__ = ['WIDTH', 'OBJECTIVES', 'DATASET_COMMANDS', 'even_help', 'Parser', 'ob
            'magnifications', 'pixels', 'choose_device', 'caption_prompts', 'make_prompts', 'generate',
            'generate_with_workers', 'add_generate', 'add_device', 'finish', 'train', 'add_train', 'inference_of',
            'add_inference', 'open_benchmark', 'evaluate', 'scorecard_text', 'add_evaluate', 'predict', 'add_predict',
-           'export', 'add_export', 'render', 'add_render', 'text_table', 'read_changes', 'choose_set', 'add_parameters',
-           'run', 'add_run', 'seeds_list', 'sweep', 'add_sweep', 'results', 'results_of_runs', 'results_of_benchmarks',
+           'export', 'add_export', 'render', 'add_render', 'read_changes', 'choose_set', 'add_parameters', 'run',
+           'add_run', 'seeds_list', 'sweep', 'add_sweep', 'results', 'results_of_runs', 'results_of_benchmarks',
            'add_results', 'words', 'words_text', 'add_words', 'explore', 'add_explore', 'open_any', 'add_source',
            'check', 'add_check', 'pack', 'add_pack', 'unpack', 'add_unpack', 'merge', 'add_merge', 'part', 'split',
            'add_split', 'statistics', 'add_statistics', 'build_parser', 'explain', 'main']
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .tables import text_table
 
 # %% ../nbs/14_cli.ipynb #a6e201bd
 WIDTH = 100  # of help, whatever the terminal's
@@ -475,14 +476,6 @@ by the shipped models in training; the default lies above.''', epilog='''example
     finish(parser, render)
 
 # %% ../nbs/14_cli.ipynb #ce6035e7
-def text_table(
-    rows: Sequence[Sequence[str]],  # equally long; the first is the heading
-) -> str:  # columns of even width
-    """Write rows as a plain table."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
 def read_changes(
     arguments: argparse.Namespace,  # of `run` or `sweep`
     notebook: Any,  # RunNotebook

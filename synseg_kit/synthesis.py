@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 import synseg_kit
 from .attention import capture
 from .classes import ClassSet
-from .datasets import Sample, SampleWriter, SyntheticFolder, write_aside
+from .datasets import Sample, SampleWriter, SyntheticFolder
 from .filters import Filters
 from .prompts import Prompt, token_positions
 from .recipes import Recipe, merge_captures, pseudo_masks, recipe
@@ -301,11 +301,11 @@ class _Judge:
         if not isinstance(self.keep, Filters): return [s if s is not None and (self.keep is None or self.keep(s)) else None for s in samples]
         numbers = self.writer.numbers(block)
         kept = [s if s is not None and self.keep.judge(s, number=n) is None else None for n, s in zip(numbers, samples)]
-        write_aside(self.memory(block), json.dumps(self.keep.state(since=numbers[0])) + '\n', self.writer.aside)
+        self.writer.put_text(f'filters/{self.memory(block).name}', json.dumps(self.keep.state(since=numbers[0])) + '\n')
         return kept
 
     def report(self):
-        if isinstance(self.keep, Filters): write_aside(self.writer.folder / 'filters.json', json.dumps(self.keep.report.to_dict(), indent=1) + '\n', self.writer.aside)
+        if isinstance(self.keep, Filters): self.writer.put_text('filters.json', json.dumps(self.keep.report.to_dict(), indent=1) + '\n')
 
 
 def synthesize(

@@ -186,13 +186,13 @@ def test_a_full_disk_leaves_whole_files_and_says_what_is_safe(tmp_path, monkeypa
 
 
 def test_a_full_disk_at_the_end(tmp_path, monkeypatch):
-    whole, really = contents(write_all(tmp_path / 'whole').root), datasets.write_aside
+    whole, really = contents(write_all(tmp_path / 'whole').root), SampleWriter.put
 
-    def full(path, text, aside):
-        if path.name == 'README.md': raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        really(path, text, aside)
+    def full(writer, name, write):
+        if name == 'README.md': raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return really(writer, name, write)
 
-    monkeypatch.setattr(datasets, 'write_aside', full)
+    monkeypatch.setattr(SampleWriter, 'put', full)
     with pytest.raises(OSError, match='the list of samples of .*data was not written. 4 of 4 blocks'): write_all(tmp_path / 'data')
     monkeypatch.undo()
     with pytest.raises(ValueError, match='is not finished'): SyntheticFolder(tmp_path / 'data')
@@ -238,14 +238,14 @@ def test_who_leaves_takes_nothing_from_who_comes(tmp_path, monkeypatch):
 
 def test_another_dataset_that_began_in_between_is_refused(tmp_path, monkeypatch):
     """Two processes look at an empty folder at the same time; the second gets the lock when the first is done."""
-    look, looks = SampleWriter._refuse_other_dataset, []
+    look, looks = SampleWriter._refuse_other, []
 
     def slow(self):
         look(self)
         looks.append(self)
         if len(looks) == 1: write_all(tmp_path / 'data')
 
-    monkeypatch.setattr(SampleWriter, '_refuse_other_dataset', slow)
+    monkeypatch.setattr(SampleWriter, '_refuse_other', slow)
     with pytest.raises(FileExistsError, match='count is 8 there, 6 here'): SampleWriter(tmp_path / 'data', PETS, 6, 2).__enter__()
     assert len(write_all(tmp_path / 'data')) == 8  # the lock is free
 
