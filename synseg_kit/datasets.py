@@ -594,6 +594,7 @@ def dataset_card(
 class SampleWriter(Workplace):
     "Writes a synthetic dataset block by block; use it in a `with`."
     holds, kept = 'another dataset', () # what is there of a block that is not complete is made again
+    finished = False # whether nothing is left to write, not even the lists; they cost little and are always written again
 
     def __init__(self,
         folder: str | Path, # new, empty, or with the same dataset unfinished

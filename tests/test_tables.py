@@ -1,4 +1,6 @@
 """Tables: of even columns, and never broken by what stands in a cell."""
+from pathlib import Path
+
 import pytest
 
 from synseg_kit.tables import markdown_table, text_table
@@ -20,6 +22,7 @@ def test_rows_of_other_lengths_are_refused():
     with pytest.raises(ValueError): text_table([('a', 'b'), ('c', 'd', 'e')])
 
 
-def test_the_kinds_of_a_run_s_parameters_do_not_break_their_table():
+def test_the_kinds_of_a_parameter_do_not_break_the_table_of_a_run():
     from synseg_kit.runs import Parameter, RunNotebook
-    assert 'table' in vars(RunNotebook) and Parameter
+    notebook = RunNotebook(Path('job.ipynb'), (Parameter('size', 'int | None', None, 'in pixels'),), {'smoke': {}})
+    assert notebook._repr_markdown_().split('\n')[2] == '| size | int \\| None | None | in pixels |'
