@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'LISTS', 'SUMS', 'Finding', 'Checkup', 'read_picture', 'look_at', 'look_at_labels', 'read_record',
            'check_line', 'is_listed', 'Anatomy', 'dissect', 'read_records', 'check_lists', 'check_metadata',
            'check_tree', 'files_in', 'check_samples', 'size_of', 'seal', 'check_seal', 'check', 'ordered',
-           'check_other', 'check_reader', 'check_packed', 'check_shards', 'Mended', 'set_aside', 'sound_metadata',
-           'mend', 'CopyWriter', 'share', 'refuse_other_classes', 'merge_parts', 'merge', 'hash_share', 'split_names',
+           'check_reader', 'check_packed', 'check_shards', 'Mended', 'set_aside', 'sound_metadata', 'mend',
+           'CopyWriter', 'share', 'refuse_other_classes', 'merge_parts', 'merge', 'hash_share', 'split_names',
            'rarest_classes', 'split', 'Statistics', 'find_pieces', 'count_objects', 'statistics', 'show_statistics']
 
 # %% ../nbs/06b_upkeep.ipynb #4401c08e
@@ -34,7 +34,7 @@ from .datasets import (SAMPLE_FILES, Examples, LabelledFolder, SampleWriter, Syn
 from .files import WORKPLACE, differences, write_text
 from .pictures import QUIET, new_figure, style
 from .prompts import Prompt
-from .shards import Manifest, Shard, decode_sample, find_damage, form_of, read_manifest, read_samples, read_shard, sha256_of, why_unreadable
+from .shards import Manifest, Shard, decode_sample, find_damage, form_of, inside, read_manifest, read_samples, read_shard, sha256_of, why_unreadable
 from .tables import markdown_table
 
 # %% ../nbs/06b_upkeep.ipynb #fe42c6b0
@@ -123,6 +123,7 @@ def look_at(
     mask: Path | None, # None: there are no labels
     reliability: Path | None, # None: there is none
     least: float, # share of pixels that should be neither background nor void, 0 to 1
+    others: Sequence[Path] = (), # masks by other recipes
 ) -> Iterator[tuple[str, Path, str]]: # kind, file and reason of each finding; at the end ("", image, digest of its bytes)
     "Look at the files of a sample; those that are not there are skipped."
     size, digest = None, ''
@@ -132,14 +133,15 @@ def look_at(
             size, digest = picture.size, hashlib.blake2b(data, digest_size=16).hexdigest()
             if all(low == high for low, high in picture.convert('RGB').getextrema()): yield 'empty', image, 'shows one colour'
         except ValueError as error: yield 'broken', image, str(error)
-    for file, what in ((mask, 'mask'), (reliability, 'reliability')):
+    for file, what in ((mask, 'mask'), (reliability, 'reliability'), *((other, 'other mask') for other in others)):
         if file is None or not file.is_file(): continue
         try: picture, _ = read_picture(file)
         except ValueError as error:
             yield 'broken', file, str(error)
             continue
         if size is not None and picture.size != size: yield 'size', file, f'is {picture.width} x {picture.height} pixels, its image {size[0]} x {size[1]}'
-        yield from (look_at_labels(dataset, picture, file, least) if what == 'mask' else [('broken', file, f'has mode {picture.mode}; needed is L, 255 = fully trusted')] * (picture.mode != 'L'))
+        if what != 'reliability': yield from (found for found in look_at_labels(dataset, picture, file, least) if what == 'mask' or found[0] == 'labels')  # how much another recipe shows is its own affair
+        elif picture.mode != 'L': yield 'broken', file, f'has mode {picture.mode}; needed is L, 255 = fully trusted'
     yield '', image, digest
 
 def look_at_labels(
@@ -278,11 +280,11 @@ def check_lists(
     if anatomy.finished:
         if not (folder / 'README.md').is_file(): yield Finding('list', 'README.md', 'is missing')
         yield from check_metadata(anatomy, lines, whole)
-        if whole and (folder / LISTS / 'train.txt').read_text(encoding='utf-8').split('\n') != [*names, '']: yield Finding('list', f'{LISTS}/train.txt', f'does not name the {len(names)} samples of the records, each on a line')
+        if whole and (folder / LISTS / 'train.txt').read_text(encoding='utf-8', errors='replace').split('\n') != [*names, '']: yield Finding('list', f'{LISTS}/train.txt', f'does not name the {len(names)} samples of the records, each on a line')
     elif whole: yield Finding('list', f'{LISTS}/train.txt', 'is missing, though all blocks are there')
     for path in sorted((folder / LISTS).glob('*.txt')):
         if path.name == 'train.txt' or not whole: continue
-        listed = path.read_text(encoding='utf-8').split()
+        listed = path.read_text(encoding='utf-8', errors='replace').split()
         if strange := {*listed} - {*names}: yield Finding('list', f'{LISTS}/{path.name}', f'names {len(strange)} samples that there are not, or that were rejected, first {min(strange)}; write it again with split')
         if twice := [name for name, n in Counter(listed).items() if n > 1]: yield Finding('list', f'{LISTS}/{path.name}', f'names {twice[0]} twice')
 
@@ -340,12 +342,13 @@ def check_samples(
     root: Path, # that findings name files from
     least: float, # share of pixels that should be neither background nor void
     size: tuple[int, int] | None = None, # width and height that images should have; None: any
+    recipes: Sequence[str] = (), # that there are further masks by
     progress: bool = True, # show a progress bar
 ) -> Iterator[Finding]:
     "Look at the files of all samples, and compare images with each other."
     seen = {}
     for name, image, mask, reliability, block in tqdm(samples, 'checking', unit='sample', disable=not progress):
-        for kind, file, why in look_at(dataset, image, mask, reliability, least):
+        for kind, file, why in look_at(dataset, image, mask, reliability, least, [root / other_mask_file(recipe, name) for recipe in recipes]):
             if kind: yield Finding(kind, file.relative_to(root).as_posix(), why, block if KINDS[kind][1] else None)
             elif why and (first := seen.setdefault(why, name)) != name: yield Finding('duplicate', file.relative_to(root).as_posix(), f'is the same image as {first}')
         if size is not None and image.is_file() and (found := size_of(image)) not in (None, size): yield Finding('size', image.relative_to(root).as_posix(), f'is {found[0]} x {found[1]} pixels, and the settings say {size[0]} x {size[1]}', block)
@@ -380,7 +383,12 @@ def check_seal(
     for number, line in enumerate((folder / SUMS).read_text(encoding='utf-8', errors='replace').splitlines(), 1):
         digest, _, file = line.partition('  ')
         if not re.fullmatch('[0-9a-f]{64}', digest): yield Finding('broken', SUMS, f'line {number} is no checksum with a name'); continue
-        if (folder / file).is_file() and sha256_of(folder / file) != digest: yield Finding('changed', file, 'is not what it was when the dataset was sealed', blocks.get(file))
+        try: inside(file, SUMS)
+        except ValueError:
+            yield Finding('broken', SUMS, f'line {number} names {file!r}, which is no file of the dataset')
+            continue
+        if not (folder / file).is_file(): yield Finding('missing', file, 'is not there, and it was when the dataset was sealed', blocks.get(file))
+        elif sha256_of(folder / file) != digest: yield Finding('changed', file, 'is not what it was when the dataset was sealed', blocks.get(file))
 
 # %% ../nbs/06b_upkeep.ipynb #f8a3c7ba
 def check(
@@ -399,8 +407,7 @@ def check(
     samples = [(name_of(line), *(folder / line[key] for key in SAMPLE_FILES), block) for block, lines in sorted(anatomy.lines.items()) for line in lines]
     settings, reader = anatomy.about.get('settings') or {}, LabelledFolder(anatomy.class_set, (), (), ())
     size = (settings['width'], settings['height']) if settings.get('width') and settings.get('height') else None
-    findings = [*anatomy.findings, *check_lists(anatomy), *check_tree(anatomy), *check_samples(reader, samples, folder, least, size, progress)]
-    for recipe in anatomy.recipes: findings += check_other(anatomy, recipe, reader, samples)
+    findings = [*anatomy.findings, *check_lists(anatomy), *check_tree(anatomy), *check_samples(reader, samples, folder, least, size, anatomy.recipes, progress)]
     findings += check_seal(folder, {file: block for block, lines in anatomy.lines.items() for line in lines for file in anatomy.files(name_of(line))})
     return Checkup(folder, len(samples), ordered(findings))
 
@@ -408,19 +415,9 @@ def ordered(
     findings: Sequence[Finding],
 ) -> tuple[Finding, ...]: # by kind, then by file
     "Sort findings."
-    kinds = [*KINDS]
-    return tuple(sorted(findings, key=lambda f: (kinds.index(f.kind), f.file)))
-
-def check_other(
-    anatomy: Anatomy,
-    recipe: str, # that made the masks
-    reader: LabelledFolder, # that decodes them
-    samples: Sequence[tuple], # name, image, mask, reliability and block of each
-) -> Iterator[Finding]:
-    "Look at the masks by another recipe."
-    for name, image, _, _, block in samples:
-        for kind, file, why in look_at(reader, image, anatomy.folder / other_mask_file(recipe, name), None, 0.):
-            if kind in ('broken', 'size', 'labels') and file != image: yield Finding(kind, file.relative_to(anatomy.folder).as_posix(), why, block)
+    kinds, first = [*KINDS], {}
+    for finding in findings: first.setdefault((finding.kind, finding.file, finding.why if finding.kind != 'missing' else ''), finding)  # a file is missing once, however many lists name it
+    return tuple(sorted(first.values(), key=lambda f: (kinds.index(f.kind), f.file)))
 
 def check_reader(
     dataset: LabelledFolder, # of a benchmark
@@ -431,7 +428,7 @@ def check_reader(
     root = Path(os.path.commonpath([Path(f).parent for f in (*dataset.images, *(dataset.masks or ()))]))
     pick = lambda files, i: None if files is None else Path(files[i])
     samples = [(name, Path(dataset.images[i]), pick(dataset.masks, i), pick(dataset.reliabilities, i), None) for i, name in enumerate(dataset.names)]
-    return Checkup(root, len(samples), ordered([*check_samples(dataset, samples, root, least, progress=progress)]))
+    return Checkup(root, len(samples), ordered([*check_samples(dataset, samples, root, least, progress=progress), *check_seal(root)]))
 
 def check_packed(
     folder: Path, # of shards
