@@ -226,6 +226,7 @@ def synthesize_in(
         if 'block_size' in about.get('settings', ()): about['settings'] = {**about['settings'], 'block_size': block_size}
         kind, more = (SampleWriter, ()) if per_shard is None else (ShardWriter, (per_shard,))
         with kind(folder, class_set, len(prompts), block_size, about, *more) as writer:
+            if writer.finished: return writer.finish()
             missing, judge = writer.missing, None if keep is None else _Judge(keep, writer)
             left = sum(len(writer.numbers(block)) for block in missing)
             with tqdm(total=len(prompts), initial=len(prompts) - left, desc='synthesis', unit='image', disable=not progress) as bar:

@@ -8,7 +8,7 @@ __all__ = ['CLIP_L', 'CLIP_G', 'T5', 'VAE_16', 'SD3', 'DC', 'REAL_MODELS', 'Real
 
 # %% ../nbs/16_real_models.ipynb #c033edb8
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any

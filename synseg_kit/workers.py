@@ -17,7 +17,8 @@ from multiprocessing import connection
 from typing import Any
 
 from .classes import ClassSet
-from .coordination import REPLIES, Maker, Pool, Starter, Task, WorkersFailed, synthesize_in
+from .coordination import REPLIES, Maker, Starter, Task
+from .coordination import Pool, WorkersFailed, synthesize_in  # noqa: F401, who has workers finds here what to do with them
 
 # %% ../nbs/07a_workers.ipynb #9ba19a5c
 @dataclass(frozen=True)

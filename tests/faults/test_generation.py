@@ -262,7 +262,7 @@ def test_time_stamps_mean_nothing(tmp_path, whole):
     assert all(path.stat().st_mtime == stamp for path, stamp in stamps.items() if path.stem in {f'{n:06}' for n in range(4)})  # made, and not again
 
 
-@pytest.mark.parametrize('module', ['files', 'datasets', 'synthesis', 'workers', 'runs', 'sweeps', 'cluster'])
+@pytest.mark.parametrize('module', ['files', 'datasets', 'shards', 'coordination', 'synthesis', 'workers', 'runs', 'sweeps', 'cluster'])
 def test_no_decision_is_made_by_the_clock(root, module):
     text = (root / f'synseg_kit/{module}.py').read_text()
     for word in ('st_mtime', 'st_ctime', 'getmtime', 'time.time(', 'datetime'): assert word not in text, f'{module}.py decides by {word}'
