@@ -108,14 +108,14 @@ REAL_MODELS: dict[str, RealModel] = {
 }
 
 # %% ../nbs/16_real_models.ipynb #ebd4f436
-@lru_cache(maxsize=64)
-def _count(name, part): return sum(parameter.numel() for parameter in REAL_MODELS[name].build(part).parameters())
+@lru_cache(maxsize=256)
+def _count(model, part): return sum(parameter.numel() for parameter in model.build(part).parameters())
 
 def count_parameters(
-    name: str, # a key of REAL_MODELS
+    model: RealModel, # one of REAL_MODELS, or of your own
 ) -> dict[str, int]: # part -> parameters
     "Count the parameters of a model."
-    return {part: _count(name, part) for part in REAL_MODELS[name].parts}
+    return {part: _count(model, part) for part in model.parts}
 
 # %% ../nbs/16_real_models.ipynb #ecd95375
 class Meter(TorchDispatchMode):
@@ -225,9 +225,8 @@ def estimate(
 ) -> Memory:
     "Work out how much memory a model takes; nothing is loaded and nothing is run."
     if images < 1: raise ValueError(f'images={images}; needed is at least 1')
-    parts = {part: model.build(part, dtype) for part in model.parts}
-    weights = sum(parameter.numel() * parameter.element_size() for part in parts.values() for parameter in part.parameters())
-    denoiser, vae = parts[model.denoiser], parts['vae']
+    denoiser, vae = model.build(model.denoiser, dtype), model.build('vae', dtype)
     side = (side or model.side) // shrinks_by(vae)
     inputs, latents = denoiser_inputs(denoiser, images * (1 + model.guided), side, model.tokens, dtype), latents_of(vae, 1 if sliced else images, side, dtype)
+    weights = sum(count_parameters(model).values()) * dtype.itemsize
     return Memory(weights, None if inputs is None else working_bytes(lambda: denoiser(**inputs)), None if latents is None else working_bytes(lambda: vae.decode(latents)))
