@@ -142,7 +142,9 @@ def _storages(tree): return [leaf.untyped_storage() for leaf in tree_leaves(tree
 class FusedOnMeta(TorchFunctionMode):
     "Lets attention on the meta device keep its result only, as fused kernels do."
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.scaled_dot_product_attention and args[0].is_meta: return args[0].new_empty(*args[0].shape[:-1], args[2].shape[-1])
+        if function is F.scaled_dot_product_attention:
+            query, _, value = (*args, *((kwargs or {})[name] for name in ('query', 'key', 'value')[len(args):]))[:3]
+            if query.is_meta: return query.new_empty(*query.shape[:-1], value.shape[-1])
         return function(*args, **(kwargs or {}))
 
 def working_bytes(
