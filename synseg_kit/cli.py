@@ -164,7 +164,7 @@ def generate(arguments: argparse.Namespace) -> None:
     else:
         pipe = load_pipeline(model, choose_device(arguments.device), getattr(torch, arguments.dtype))
         dataset = synthesize(pipe, prompts, arguments.out, classes, settings, per_shard=arguments.per_shard if arguments.shards else None)
-    print(f'{len(dataset)} images with pseudo-masks in {arguments.out}' + f', in {len(dataset.shards)} shards' * bool(arguments.shards))
+    print(f'{len(dataset)} images with pseudo-masks in {arguments.out}' + (f', in {len(dataset.shards)} shards' if arguments.shards else ''))
     if black := len(prompts) - len(dataset): print(f"{black} of {len(prompts)} images were black, as the model's safety checker makes them, and are left out")
     if about_captions: print(about_captions)
 

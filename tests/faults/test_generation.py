@@ -59,7 +59,7 @@ def test_killed_at_random_times_with_two_workers(tmp_path):
     assert told['codes'][0] == told['codes'][-1] == 0 and told['codes'].count(-9) >= KILLS // 2 and told['left'] == 0, (seed, told)
     assert PIPELINE or told['workers'] >= 1, (seed, told)
     files = contents(tmp_path / 'killed')
-    assert files == contents(tmp_path / 'whole'), f'times drawn with seed {seed}'
+    assert files == contents(tmp_path / 'whole'), f'points drawn with seed {seed}'
     assert len([name for name in files if name.startswith('JPEGImages/')]) == SAMPLES
 
 
