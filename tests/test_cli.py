@@ -349,6 +349,7 @@ def test_generate_writes_the_shards_that_pack_makes(line, tmp_path, capsys):
     assert cli.main(['pack', str(line / 'data'), '--per-shard', '3', '--out', str(tmp_path / 'packed')]) == 0
     direct, packed = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ('direct', 'packed'))
     assert direct == packed and len(direct) == 4
+    capsys.readouterr()
     assert 'holds other files' in error_line(capsys, *[one for one in arguments if one != '--shards'])
     assert cli.main(['check', str(tmp_path / 'direct')]) == 0
 
@@ -361,6 +362,7 @@ def test_an_open_block_size_is_written_into_the_dataset(line, tmp_path, capsys):
     assert about['block_size'] == about['settings']['block_size'] == 8 and about['settings']['negative_prompt'] == 'a ball'  # what a CPU says
     assert cli.main(arguments) == 0
     arguments[arguments.index('auto')] = '4'
+    capsys.readouterr()
     assert 'block_size is 8 there, 4 here' in error_line(capsys, *arguments)
 
 
