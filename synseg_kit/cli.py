@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'OBJECTIVES', 'DATASET_COMMANDS', 'even_help', 'Parser', 'objects_range', 'assignment', 'positive',
-           'magnifications', 'pixels', 'choose_device', 'caption_prompts', 'make_prompts', 'generate',
+           'block_size', 'magnifications', 'pixels', 'choose_device', 'caption_prompts', 'make_prompts', 'generate',
            'generate_with_workers', 'add_generate', 'add_device', 'finish', 'train', 'add_train', 'inference_of',
            'add_inference', 'open_benchmark', 'evaluate', 'scorecard_text', 'add_evaluate', 'predict', 'add_predict',
-           'export', 'add_export', 'render', 'add_render', 'text_table', 'read_changes', 'choose_set', 'add_parameters',
-           'run', 'add_run', 'seeds_list', 'sweep', 'add_sweep', 'results', 'results_of_runs', 'results_of_benchmarks',
+           'export', 'add_export', 'render', 'add_render', 'read_changes', 'choose_set', 'add_parameters', 'run',
+           'add_run', 'seeds_list', 'sweep', 'add_sweep', 'results', 'results_of_runs', 'results_of_benchmarks',
            'add_results', 'words', 'words_text', 'add_words', 'explore', 'add_explore', 'open_any', 'add_source',
            'check', 'add_check', 'pack', 'add_pack', 'unpack', 'add_unpack', 'merge', 'add_merge', 'part', 'split',
            'add_split', 'statistics', 'add_statistics', 'build_parser', 'explain', 'main']
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .tables import text_table
 
 # %% ../nbs/14_cli.ipynb #a6e201bd
 WIDTH = 100  # of help, whatever the terminal's
@@ -75,6 +76,13 @@ def positive(
     return int(text)
 
 
+def block_size(
+    text: str,  # a whole number, or 'auto'
+) -> int | None:  # None: as many as fit
+    """Read how many images are made at once."""
+    return None if text == 'auto' else positive(text)
+
+
 def magnifications(
     text: str,  # '1' or '0.75,1,1.25'
 ) -> tuple[float, ...]:  # each above 0
@@ -98,13 +106,15 @@ def pixels(
 
 # %% ../nbs/14_cli.ipynb #f97d681b
 def choose_device(
-    name: str,  # 'auto', 'cpu', 'cuda', 'cuda:1' ...
+    name: str,  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
 ) -> str:  # a device that torch has here
     """Settle which device to compute on."""
     import torch
     if name == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
     if name.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f'--device {name}: this machine has no CUDA device; use --device cpu')
+    if name.startswith('mps') and not torch.backends.mps.is_available():
+        raise ValueError(f'--device {name}: this machine has no Apple GPU that torch can use; use --device cpu')
     return name
 
 # %% ../nbs/14_cli.ipynb #62636b49
@@ -147,14 +157,15 @@ def generate(arguments: argparse.Namespace) -> None:
     from synseg_kit.families import load_pipeline
     from synseg_kit.synthesis import SynthesisSettings, synthesize
     from synseg_kit.toyworld import shipped
-    settings = SynthesisSettings(steps=arguments.steps, guidance_scale=arguments.guidance, block_size=arguments.block_size, seed=arguments.seed)
+    settings = SynthesisSettings(steps=arguments.steps, guidance_scale=arguments.guidance, negative_prompt=arguments.negative, block_size=arguments.block_size, seed=arguments.seed)
     model = shipped('toy-sd') if arguments.model == 'toy' else arguments.model
     if arguments.threads: torch.set_num_threads(arguments.threads)
     if arguments.workers or arguments.ray: dataset = generate_with_workers(arguments, model, prompts, classes, settings)
     else:
         pipe = load_pipeline(model, choose_device(arguments.device), getattr(torch, arguments.dtype))
-        dataset = synthesize(pipe, prompts, arguments.out, classes, settings)
-    print(f'{len(dataset)} images with pseudo-masks in {arguments.out}')
+        dataset = synthesize(pipe, prompts, arguments.out, classes, settings, per_shard=arguments.per_shard if arguments.shards else None)
+    print(f'{len(dataset)} images with pseudo-masks in {arguments.out}' + (f', in {len(dataset.shards)} shards' if arguments.shards else ''))
+    if black := len(prompts) - len(dataset): print(f"{black} of {len(prompts)} images were black, as the model's safety checker makes them, and are left out")
     if about_captions: print(about_captions)
 
 
@@ -177,7 +188,7 @@ def generate_with_workers(
         connect(arguments.ray)
         pool = RayPool(starter, count, cpus=starter.threads or 1, gpus=float(device.startswith('cuda')))
     else: pool = LocalPool(starter, count)
-    return synthesize_in(pool, prompts, arguments.out, classes, settings.block_size)
+    return synthesize_in(pool, prompts, arguments.out, classes, settings.block_size, per_shard=arguments.per_shard if arguments.shards else None)
 
 
 def add_generate(commands: Any) -> None:
@@ -196,9 +207,9 @@ readers read too. Stop it at any moment: the same command goes on where it stopp
       the same from COCO's captions; what is left out, such as captions without a class, is counted
   synseg generate --model ./my-model --classes voc --count 40000 --device cuda --workers 4 --out runs/voc
       with four GPUs; the dataset is the one that a single GPU makes
-  synseg generate --model ./my-model --classes voc --count 1000000 --device cuda \\
-                  --ray auto --workers 64 --out runs/large
-      with the 64 GPUs of a Ray cluster''')
+  synseg generate --model ./my-model --classes voc --count 1000000 --device cuda --block-size auto \\
+                  --ray auto --workers 64 --shards --out runs/large
+      with the 64 GPUs of a Ray cluster, packed into tar files as it is made''')
     parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='dataset to write, or to go on with')
     parser.add_argument('--model', default='toy', metavar='FOLDER|NAME', help='diffusers folder or hub name (default: toy, the model that is shipped)')
     parser.add_argument('--classes', default='toy', metavar='SET', help='class set: voc, cityscapes, coco, toy, toy-stuff, toy-streets (default: toy)')
@@ -208,11 +219,14 @@ readers read too. Stop it at any moment: the same command goes on where it stopp
                         'line, .jsonl with "text" or "caption", or the .json of COCO\'s captions')
     parser.add_argument('--steps', type=positive, default=20, help='denoising steps (default: 20; real models like 50)')
     parser.add_argument('--guidance', type=float, default=4.0, help='guidance scale (default: 4; real models like 7.5)')
-    parser.add_argument('--block-size', type=positive, default=16, metavar='N', help='images made at once; part of the dataset, since '
-                        'numbers depend on it in the last digits (default: 16)')
+    parser.add_argument('--negative', default='', metavar='TEXT', help='negative prompt: what to keep away from, the same for all images (default: none)')
+    parser.add_argument('--block-size', type=block_size, default=16, metavar='N', help='images made at once; part of the dataset, since '
+                        'numbers depend on it in the last digits (default: 16); auto: as many as a GPU has room for')
     parser.add_argument('--seed', type=int, default=0, help='of prompts and images (default: 0)')
     add_device(parser)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32', help='of the weights (default: float32)')
+    parser.add_argument('--shards', action='store_true', help='write tar files that WebDataset reads instead of single files, the same as `synseg pack` makes')
+    parser.add_argument('--per-shard', type=positive, default=1000, metavar='N', help='images in each of them (default: 1000)')
     parser.add_argument('--workers', type=positive, metavar='N', help='processes that make images, one for each GPU; the dataset does not depend on it (default: this one alone)')
     parser.add_argument('--threads', type=positive, metavar='N', help='threads of each on a CPU; part of the dataset, as the block size is (default: all cores, or OMP_NUM_THREADS)')
     parser.add_argument('--ray', metavar='ADDRESS', help='let workers run on a Ray cluster: local, auto, host:6379 or ray://host:10001')
@@ -221,7 +235,7 @@ readers read too. Stop it at any moment: the same command goes on where it stopp
 # %% ../nbs/14_cli.ipynb #bf18cfbd
 def add_device(parser: Parser) -> None:
     """Add the choice of a device."""
-    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1 ... (default: auto, the GPU if there is one)')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps ... (default: auto, the CUDA GPU if there is one)')
 
 
 def finish(parser: Parser, command: Callable[[argparse.Namespace], int | None]) -> None:
@@ -475,14 +489,6 @@ by the shipped models in training; the default lies above.''', epilog='''example
     finish(parser, render)
 
 # %% ../nbs/14_cli.ipynb #ce6035e7
-def text_table(
-    rows: Sequence[Sequence[str]],  # equally long; the first is the heading
-) -> str:  # columns of even width
-    """Write rows as a plain table."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
 def read_changes(
     arguments: argparse.Namespace,  # of `run` or `sweep`
     notebook: Any,  # RunNotebook

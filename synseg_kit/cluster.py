@@ -49,7 +49,7 @@ def check_room(
     gpus: int | float,  # that each asks for
 ) -> int:  # how many of them fit at once
     """Refuse workers that the cluster has no room for; tell when not all fit."""
-    fit = min(int(resources.get(name, 0) // wanted) for name, wanted in (('CPU', cpus), ('GPU', gpus)) if wanted)
+    fit = min((int(resources.get(name, 0) // wanted) for name, wanted in (('CPU', cpus), ('GPU', gpus)) if wanted), default=count)  # who asks for nothing always fits
     if fit < 1: raise ValueError(f'a worker asks for {cpus:g} CPUs and {gpus:g} GPUs; the cluster has {resources.get("CPU", 0):g} and {resources.get("GPU", 0):g} in all')
     if fit < count: logging.getLogger(__name__).warning('the cluster has room for %d of %d workers; the others start when there is more', fit, count)
     return min(fit, count)

@@ -10,28 +10,24 @@ __all__ = ['PALETTE_VOID', 'RGB_VOID', 'AUGMENTED_SPLITS', 'OFFICIAL_COUNTS', 'A
            'find_voc_root', 'read_split', 'VOCFolder', 'ImageNetSFolder', 'table_labels', 'CityscapesFolder',
            'RenderedDataset', 'run_lengths', 'coco_pieces', 'write_coco', 'Labelled', 'Sample', 'sample_name',
            'other_mask_file', 'encode_picture', 'encode_sample', 'write_sample', 'sample_line', 'name_of',
-           'encode_block', 'write_aside', 'flatten', 'differences', 'model_licence', 'card_models', 'card_making',
-           'dataset_card', 'SampleWriter', 'read_lines', 'SyntheticFolder', 'ReliabilityMap', 'Augmentation',
-           'RandomScaledCrop', 'colour_matrix', 'ColourJitter', 'build_transform', 'to_tensors', 'augment', 'Batch',
-           'number_seed', 'collate', 'draw_order', 'Draws', 'batches', 'count_pixels']
+           'encode_block', 'model_licence', 'card_models', 'card_making', 'dataset_card', 'SampleWriter', 'read_lines',
+           'SyntheticFolder', 'ReliabilityMap', 'Augmentation', 'RandomScaledCrop', 'colour_matrix', 'ColourJitter',
+           'build_transform', 'to_tensors', 'augment', 'Batch', 'number_seed', 'collate', 'draw_order', 'Draws',
+           'batches', 'count_pixels']
 
 # %% ../nbs/06_datasets.ipynb #ff2a33d7
-import errno
 import io
 import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Bool, Float, Integer, UInt8
 from PIL import Image
 from torch import Tensor
@@ -41,7 +37,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from .classes import CITYSCAPES_LABEL_IDS, COCO, ClassSet, check_labels, cityscapes, label_ids_to_train_ids, voc
-from .files import EncodedBlock, write_file, write_text
+from .files import EncodedBlock, Workplace, write_file, write_text
 from .masks import connected_components
 from .prompts import Prompt
 from .toyworld import classes_of, render
@@ -501,34 +497,6 @@ def encode_block(
     files = {path: content for name, sample in kept.items() for path, content in encode_sample(name, sample, class_set).items()}
     return EncodedBlock(number, files, [sample_line(name, sample, number) for name, sample in kept.items()])
 
-# %% ../nbs/06_datasets.ipynb #7f2c6f28
-def write_aside(
-    path: Path, # where the text is wanted
-    text: str,
-    aside: Path, # folder to write it in first; same disk
-) -> None:
-    "Write a text file so that it is there entirely or not at all."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (aside / path.name).write_text(text, encoding='utf-8')
-    os.replace(aside / path.name, path)
-
-def flatten(
-    tree: Any, # nested mappings, lists and plain values, as JSON has them
-    key: str = '', # where we are
-) -> dict[str, Any]: # such as {'settings.steps': 20}
-    "Flatten nested mappings to dotted keys."
-    if not (isinstance(tree, Mapping) and tree): return {key: tree}
-    return {k: v for name, branch in tree.items() for k, v in flatten(branch, f'{key}.{name}' if key else name).items()}
-
-def differences(
-    there: Mapping[str, Any], # one description, as JSON has it
-    here: Mapping[str, Any], # the other
-) -> list[str]: # such as ["settings.steps is 20 there, 30 here"]; empty if they agree
-    "Name what two descriptions disagree about."
-    a, b = flatten(there), flatten(here)
-    show = lambda tree, key: (text if len(text := json.dumps(tree[key])) <= 40 else text[:37] + '...') if key in tree else 'absent'
-    return [f'{key} is {show(a, key)} there, {show(b, key)} here' for key in {**a, **b} if key not in a or key not in b or a[key] != b[key]]
-
 # %% ../nbs/06_datasets.ipynb #89a1a889
 OPENRAIL = 'Its authors claim no rights in the images; use of them, and of what is learned from them, is bound by the use restrictions of the licence.'
 STABILITY = ('Stability AI Community License', 'Free for research and non-commercial work, and for small companies within a limit of revenue. Images must not serve to make or improve another foundational generative model.')
@@ -623,8 +591,11 @@ def dataset_card(
     return DATASET_CARD.format(count=count, name=class_set.name, classes=classes, encoding=encoding, making=making, licence=licence) + note
 
 # %% ../nbs/06_datasets.ipynb #b8efa098
-class SampleWriter:
+class SampleWriter(Workplace):
     "Writes a synthetic dataset block by block; use it in a `with`."
+    holds, kept = 'another dataset', () # what is there of a block that is not complete is made again
+    finished = False # whether nothing is left to write, not even the lists; they cost little and are always written again
+
     def __init__(self,
         folder: str | Path, # new, empty, or with the same dataset unfinished
         class_set: ClassSet,
@@ -633,56 +604,18 @@ class SampleWriter:
         about: Mapping[str, Any] | None = None, # how they are made, as JSON; a folder made otherwise is refused
     ):
         if count < 1 or block_size < 1: raise ValueError(f'a dataset needs at least one sample and blocks of at least one; got count={count}, block_size={block_size}')
-        self.folder, self.class_set, self.count, self.block_size = Path(folder), class_set, count, block_size
-        self.about = json.loads(json.dumps({'format': 1, 'class_set': asdict(class_set), 'count': count, 'block_size': block_size, **(about or {})}))
+        self.class_set, self.count, self.block_size = class_set, count, block_size
+        super().__init__(folder, {'format': 1, 'class_set': asdict(class_set), 'count': count, 'block_size': block_size, **(about or {})})
 
     @property
-    def aside(self) -> Path: # where nothing counts
-        "Name the folder for files that are being written."
-        return self.folder / 'writing'
+    def description(self) -> Path: # the file, which stays
+        "Name the file that says what the dataset is."
+        return self.folder / 'dataset.json'
 
-    def __enter__(self):
-        self._refuse_other_dataset()
-        self._new = not self.folder.exists()
-        self.aside.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.aside / 'lock')
-        try: self._lock.acquire(timeout=0)
-        except Timeout: raise RuntimeError(f'another process is writing to {self.folder}; wait for it, or choose another folder') from None
-        try: self._tidy(); self._refuse_other_dataset()  # once more: another process may have begun one between the first look and the lock
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *error):
-        self._tidy()
-        (self.aside / 'lock').unlink(missing_ok=True)  # while it is held: who comes next makes a new one
-        self._lock.release()
-        with suppress(OSError): self.aside.rmdir()  # the next process is in it already
-        with suppress(OSError):
-            if self._new: self.folder.rmdir()  # only if it is empty
-
-    def _tidy(self):
-        for left in self.aside.iterdir():
-            if left.name != 'lock': shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-    @contextmanager
-    def _room(self, what):
-        "Say what is safe when the disk is full."
-        try: yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-            done = len(self.blocks) - len(self.missing)
-            raise OSError(error.errno, f'the disk is full; {what} of {self.folder} was not written. {done} of {len(self.blocks)} blocks are complete and stay; make room and start the same command again') from error
-
-    def _refuse_other_dataset(self):
-        if self.folder.exists() and not self.folder.is_dir(): raise NotADirectoryError(f'{self.folder} is a file; choose a folder')
-        known = self.folder / 'dataset.json'
-        if known.is_file():
-            changed = differences(json.loads(known.read_text(encoding='utf-8')), self.about)
-            if changed: raise FileExistsError(f'{self.folder} holds another dataset: {"; ".join(changed[:4])}{f"; and {len(changed) - 4} more" * (len(changed) > 4)}. Choose another folder, or delete this one')
-        elif self.folder.is_dir() and (others := sorted(p.name for p in self.folder.iterdir() if p != self.aside)):
-            raise FileExistsError(f'{self.folder} holds other files, such as {others[0]}; choose a new or empty folder')
+    @property
+    def standing(self) -> str: # for the message of a full disk
+        "Say what is safe."
+        return f'{len(self.blocks) - len(self.missing)} of {len(self.blocks)} blocks are complete and stay'
 
     def record(self, block): return self.folder / 'blocks' / f'{block:06}.json'
 
@@ -714,15 +647,22 @@ class SampleWriter:
     ) -> None:
         "Write the files of a block, then the record that makes it count."
         self._refuse_foreign_files(block)
-        with self._room(f'block {block.number}'):
+        with self.room(f'block {block.number}'):
             for file, content in block.files.items():
                 (self.aside / 'block' / file).parent.mkdir(parents=True, exist_ok=True)
                 (self.aside / 'block' / file).write_bytes(content)
-            if not (self.folder / 'dataset.json').is_file(): write_aside(self.folder / 'dataset.json', json.dumps(self.about, indent=1) + '\n', self.aside)
+            self.describe()
             for file in block.files:
                 (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(self.aside / 'block' / file, self.folder / file)
-            write_aside(self.record(block.number), json.dumps(list(block.lines), indent=1) + '\n', self.aside)
+            self.put_record(block.number, block.lines)
+
+    def put_record(self,
+        block: int, # number of the block, whose files are in their places
+        lines: Sequence[Mapping[str, Any]], # one for each of its samples
+    ) -> None:
+        "Write the record that makes a block count."
+        self.put_text(f'blocks/{self.record(block).name}', json.dumps(list(lines), indent=1) + '\n')
 
     def _refuse_foreign_files(self, block):
         "A block may come from another machine: its files are those of its samples, whatever their names try."
@@ -734,17 +674,21 @@ class SampleWriter:
         lost = [line[key] for line in block.lines for key in SAMPLE_FILES if line[key] not in block.files]
         if lost: raise ValueError(f'block {block.number} lacks {lost[0]}; nothing of it was written')
 
-    def finish(self) -> 'SyntheticFolder':
-        "Write the lists of the complete dataset from its block records, and open it."
+    def put_lists(self) -> None:
+        "Write the lists of the complete dataset from its block records."
         if self.missing: raise ValueError(f'{self.folder} lacks {len(self.missing)} blocks, first {self.missing[0]}; write them before finishing')
         records = [self.record(block) for block in self.blocks]
         lines = [line for record in records for line in json.loads(record.read_text(encoding='utf-8'))]
-        if not lines: raise ValueError(f'all {self.count} samples of {self.folder} were rejected, so there is no dataset; loosen the filter')
+        if not lines: raise ValueError(f'all {self.count} samples of {self.folder} were rejected, by a filter or by the safety checker of the model, so there is no dataset; loosen the filter, or look at single images')
         names = [name_of(line) for line in lines if line.get('review') != 'rejected']  # see `browser.review`
-        with self._room('the list of samples'):
-            write_aside(self.folder / 'metadata.jsonl', ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines), self.aside)
-            write_aside(self.folder / 'README.md', dataset_card(self.class_set, len(lines), self.about, [line['block'] for line in lines if 'batch' in line]), self.aside)
-            write_aside(self.folder / 'ImageSets/Segmentation/train.txt', ''.join(name + '\n' for name in names), self.aside)
+        with self.room('the list of samples'):
+            self.put_text('metadata.jsonl', ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines))
+            self.put_text('README.md', dataset_card(self.class_set, len(lines), self.about, [line['block'] for line in lines if 'batch' in line]))
+            self.put_text('ImageSets/Segmentation/train.txt', ''.join(name + '\n' for name in names))
+
+    def finish(self) -> 'SyntheticFolder':
+        "Write the lists of the complete dataset, and open it."
+        self.put_lists()
         return SyntheticFolder(self.folder)
 
 # %% ../nbs/06_datasets.ipynb #49b84b0e

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORD', 'FAMILIES', 'Site', 'grid_of', 'Span', 'Places', 'place_tokens', 'Track', 'track_tokens', 'Family', 'UNet',
-           'StableDiffusion3', 'Flux', 'PixArt', 'Sana', 'QwenImage', 'family_of', 'find_sites', 'load_pipeline']
+           'StableDiffusion3', 'Flux', 'PixArt', 'Sana', 'QwenImage', 'family_of', 'find_sites', 'load_pipeline',
+           'check_device']
 
 # %% ../nbs/04b_families.ipynb #5c4875a2
 import json
@@ -368,12 +369,41 @@ def load_pipeline(model: str | Path,  # a folder with model_index.json, or a hub
     if folder.exists(): _check_folder(folder)
     elif not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(model)):
         raise FileNotFoundError(f'there is no folder {model}, and it is no hub name either (organisation/name)')
+    device = check_device(device, dtype)
     source = str(folder if folder.exists() else model)
     try: pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
+        if _is_gated(error): raise PermissionError(f'{model} is a gated model: its owner gives it to those who accept its terms. Accept them on its page on the hub, then log in on this machine (hf auth login, or a token in HF_TOKEN)') from error
         where = 'the folder' if folder.exists() else 'no folder here, and the hub name'
         raise ValueError(f'{where} {model} could not be loaded as a pipeline; {type(error).__name__}: {error}') from error
     return pipe.to(device)
+
+
+def check_device(device: str | torch.device,
+                 dtype: torch.dtype = torch.float32,
+                 ) -> torch.device:
+    "Refuse a device that is not here, or that cannot compute in a number type."
+    device = torch.device(device)
+    there = {'cuda': torch.cuda.is_available, 'mps': torch.backends.mps.is_available}.get(device.type, lambda: True)()
+    if not there: raise ValueError(f'this machine has no {"Apple GPU" if device.type == "mps" else "CUDA device"} that torch can use; take the device cpu')
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count(): raise ValueError(f'there is no {device} here; the last one is cuda:{torch.cuda.device_count() - 1}')
+    try: _try_out(device, dtype)
+    except (RuntimeError, TypeError) as error:
+        if 'out of memory' in str(error): raise
+        name, advice = str(dtype).removeprefix('torch.'), 'Apple GPUs have float32 and float16, bfloat16 from macOS 14 on, and no float64; ' if device.type == 'mps' else ''
+        raise ValueError(f'{device} cannot compute in {name} ({" ".join(str(error).split())}); {advice}take float32, which every device has') from error
+    return device
+
+
+def _try_out(device, dtype): return torch.ones(2, 2, dtype=dtype, device=device) @ torch.ones(2, 2, dtype=dtype, device=device)
+
+
+def _is_gated(error):
+    "Whether the hub wants its terms accepted, which loaders may wrap in errors of their own."
+    while error is not None:
+        if type(error).__name__ == 'GatedRepoError' or 'gated repo' in str(error).lower(): return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _check_folder(folder):

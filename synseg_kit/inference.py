@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .classes import ClassSet
-from .datasets import Examples, decode_labels, differences, encode_labels, open_picture
-from .files import write_file, write_text
+from .datasets import Examples, decode_labels, encode_labels, open_picture
+from .files import differences, write_file, write_text
 from .pictures import Case, mask_picture, show_cases
 from .refinement import CRFSettings, dense_crf
 from .training import MASK2FORMER, Segmenter, load_segmenter, normalise, to_bytes

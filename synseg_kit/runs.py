@@ -37,6 +37,7 @@ import yaml
 
 import synseg_kit
 from .files import write_text
+from .tables import markdown_table
 from .toyworld import shipped
 
 # %% ../nbs/13_runs.ipynb #4cdda105
@@ -190,8 +191,7 @@ class RunNotebook:
         return [('parameter', 'type', *self.sets, 'meaning'), *rows]
 
     def _repr_markdown_(self) -> str:
-        head, *rows = (f'| {" | ".join(row)} |' for row in self.table())
-        return '\n'.join([head, '|' + '---|' * (len(self.sets) + 3), *rows])
+        return markdown_table(self.table())
 
 # %% ../nbs/13_runs.ipynb #ef4d7de4
 def run_names() -> list[str]:  # without suffix

@@ -41,8 +41,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .classes import ClassSet, check_labels
-from .datasets import Augmentation, Batch, Draws, Example, Examples, build_transform, collate, differences, draw_order, number_seed
-from .files import write_file, write_text
+from .datasets import Augmentation, Batch, Draws, Example, Examples, build_transform, collate, draw_order, number_seed
+from .files import differences, write_file, write_text
 from .robust import IGNORE, Lesson, Network, Objective, correct_labels
 from .robust import objective as objective_by_name
 

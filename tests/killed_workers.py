@@ -2,7 +2,8 @@
 
     python tests/killed_workers.py FOLDER SEED KILLS SAMPLES [PIPELINE]
 
-FOLDER/whole is left alone. FOLDER/killed is killed KILLS times at times drawn with SEED: every other time the coordinator, else one of the workers. Then it runs to its end. With PIPELINE, a folder of a
+FOLDER/whole is left alone. FOLDER/killed is killed KILLS times at points of its work drawn with SEED (going by what is there, not by the clock, so that a busy machine does not end the work before the kills):
+every other time one of the workers goes first. Then it runs to its end. With PIPELINE, a folder of a
 diffusion pipeline, samples are made by it, else by functions that need no model. Prints as JSON the exit codes of the coordinators, how many workers were killed, and how many are left.
 """
 import json
@@ -48,6 +49,11 @@ def start(starter, folder, count):
 def wait(child): return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def work_until(child, folder, goal):
+    """Let a coordinator work until there are so many blocks, or it has ended."""
+    while len(list(folder.glob('blocks/*.json'))) < goal and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None: time.sleep(.005)
+
+
 def alive(notes):
     """Those of the workers that still run."""
     return [int(path.stem) for path in notes.glob('*.pid') if Path('/proc', path.stem, 'cmdline').exists() and b'spawn' in Path('/proc', path.stem, 'cmdline').read_bytes()]
@@ -64,19 +70,16 @@ if __name__ == '__main__':
     while not (folder / 'whole/blocks').exists() and os.waitpid(child, os.WNOHANG) == (0, 0): time.sleep(.01)
     startup = time.monotonic() - begin
     codes = [wait(child)]
-    work, draw, workers = time.monotonic() - begin - startup, random.Random(seed), 0
+    draw, workers, blocks = random.Random(seed), 0, -(-count // BLOCK)
     for number in range(kills):
-        there = {*alive(notes)}
+        there, goals = {*alive(notes)}, [blocks * (number + draw.random() + more) / (kills + 1) for more in (0, draw.random())]
         child = start(starter, folder / 'killed', count)
-        if number % 2:  # a worker first, as soon as there is one, and the coordinator a while later
-            deadline = time.monotonic() + 60
-            while not (running := [pid for pid in alive(notes) if pid not in there]) and time.monotonic() < deadline: time.sleep(.01)
-            time.sleep(draw.uniform(0, 2 / kills) * work)
-            if running := [pid for pid in running if pid in alive(notes)]:
-                os.kill(draw.choice(running), signal.SIGKILL)
-                workers += 1
-        else: time.sleep(draw.uniform(.3, 1) * startup)
-        time.sleep(draw.uniform(0, 2 / kills) * work)
+        if number % 4 == 2: time.sleep(draw.uniform(.3, 1) * startup)  # while it starts, or soon after
+        else: work_until(child, folder / 'killed', goals[0])
+        if number % 2 and (running := [pid for pid in alive(notes) if pid not in there]):  # a worker first, and the coordinator a while later
+            os.kill(draw.choice(running), signal.SIGKILL)
+            workers += 1
+            work_until(child, folder / 'killed', goals[1])
         os.kill(child, signal.SIGKILL)
         codes.append(wait(child))
     codes.append(wait(start(starter, folder / 'killed', count)))

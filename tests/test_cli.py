@@ -84,6 +84,7 @@ def test_version(capsys):
     (('generate',), 'the following arguments are required: --out'),
     (('generate', '--out', 'x', '--objects', '3-1'), "'3-1' is neither a number nor a range"),
     (('generate', '--out', 'x', '--count', '0'), "'0' is not a whole number from 1 on"),
+    (('generate', '--out', 'x', '--block-size', 'all'), "'all' is not a whole number from 1 on"),
     (('generate', '--out', 'x', '--classes', 'vok'), "unknown class set 'vok'"),
     (('generate', '--out', 'x', '--classes', 'voc'), 'name one with --model'),
     (('generate', '--out', 'x', '--prompts', 'missing.txt'), 'there is no file missing.txt'),
@@ -338,6 +339,44 @@ def test_two_workers_make_what_one_process_makes(line, tmp_path, capsys):
     assert '4 images with pseudo-masks' in capsys.readouterr().out
     alone, together = ({str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()} for folder in (line / 'data', tmp_path / 'together'))
     assert alone == together
+
+
+def test_generate_writes_the_shards_that_pack_makes(line, tmp_path, capsys):
+    arguments = [*generate(line), '--steps', '2', '--threads', '1', '--shards', '--per-shard', '3']
+    arguments[arguments.index('--out') + 1] = str(tmp_path / 'direct')
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.startswith(f'4 images with pseudo-masks in {tmp_path / "direct"}, in 2 shards\n')
+    assert cli.main(['pack', str(line / 'data'), '--per-shard', '3', '--out', str(tmp_path / 'packed')]) == 0
+    direct, packed = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ('direct', 'packed'))
+    assert direct == packed and len(direct) == 4
+    capsys.readouterr()
+    assert 'holds other files' in error_line(capsys, *[one for one in arguments if one != '--shards'])
+    assert cli.main(['check', str(tmp_path / 'direct')]) == 0
+
+
+def test_an_open_block_size_is_written_into_the_dataset(line, tmp_path, capsys):
+    arguments = [*generate(line), '--steps', '2', '--negative', 'a ball', '--out', str(tmp_path / 'data')]
+    arguments[arguments.index('--block-size') + 1] = 'auto'
+    assert cli.main(arguments) == 0
+    about = json.loads((tmp_path / 'data/dataset.json').read_text())
+    assert about['block_size'] == about['settings']['block_size'] == 8 and about['settings']['negative_prompt'] == 'a ball'  # what a CPU says
+    assert cli.main(arguments) == 0
+    arguments[arguments.index('auto')] = '4'
+    capsys.readouterr()
+    assert 'block_size is 8 there, 4 here' in error_line(capsys, *arguments)
+
+
+def test_black_images_are_counted(line, tmp_path, capsys, monkeypatch):
+    from diffusers import StableDiffusionPipeline
+    monkeypatch.setattr(StableDiffusionPipeline, 'run_safety_checker', lambda self, image, device, dtype: (image, [n == 1 for n in range(len(image))]))
+    assert cli.main([*generate(line), '--steps', '2', '--out', str(tmp_path / 'data')]) == 0
+    assert "2 of 4 images were black, as the model's safety checker makes them, and are left out" in capsys.readouterr().out
+
+
+def test_a_device_that_is_not_here(line, tmp_path, capsys, monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    assert '--device mps: this machine has no Apple GPU that torch can use; use --device cpu' in error_line(capsys, *generate(line), '--device', 'mps', '--out', str(tmp_path / 'data'))
 
 
 def test_workers_say_in_one_line_what_is_wrong(line, tmp_path, capsys, monkeypatch):

@@ -6,15 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_maker import FakeMaker
+from fake_maker import FakeMaker, NotAgain
 
 from synseg_kit import cluster
 from synseg_kit.classes import ClassSet
+from synseg_kit.coordination import ThisProcess, synthesize_in
 from synseg_kit.prompts import find_mentions
-from synseg_kit.workers import LocalPool, synthesize_in
+from synseg_kit.shards import export_shards
 
 PETS = ClassSet('pets', ('cat', 'dog', 'ball'))
-PROMPTS = [find_mentions(text, PETS) for text in ('a cat and a dog', 'a red ball', 'the dog on a ball')] * 8
+PROMPTS = [find_mentions(text, PETS) for text in ('a cat and a dog', 'a red ball', 'a red ball', 'the dog on a ball')] * 6
 
 
 def contents(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
@@ -70,7 +71,8 @@ def test_a_sweep_runs_on_the_cluster(three_nodes, tmp_path):
 def test_a_lost_node_costs_nothing_but_its_blocks(three_nodes, tmp_path, caplog):
     nodes, others = three_nodes
     (tmp_path / 'notes').mkdir()
-    whole = contents(synthesize_in(LocalPool(FakeMaker(str(tmp_path / 'notes')), 1), PROMPTS, tmp_path / 'whole', PETS, 2, progress=False).root)
+    whole = synthesize_in(ThisProcess(FakeMaker(str(tmp_path / 'notes'))(0)), PROMPTS, tmp_path / 'whole', PETS, 2, progress=False, keep=NotAgain(apart=1))
+    export_shards(whole, tmp_path / 'packed', 5, progress=False)
 
     class LosesANode(cluster.RayPool):
         """A pool whose second machine fails after three blocks."""
@@ -85,8 +87,8 @@ def test_a_lost_node_costs_nothing_but_its_blocks(three_nodes, tmp_path, caplog)
                     nodes.remove_node(others[1], allow_graceful=False)
 
     pool = LosesANode(FakeMaker(str(tmp_path / 'notes'), pause=.3), 3)
-    dataset = synthesize_in(pool, PROMPTS, tmp_path / 'data', PETS, 2, progress=False)
-    assert contents(dataset.root) == whole and pool.made >= 12
+    synthesize_in(pool, PROMPTS, tmp_path / 'data', PETS, 2, progress=False, keep=NotAgain(apart=1), per_shard=5)
+    assert contents(tmp_path / 'data') == contents(tmp_path / 'packed') and pool.made >= 12 and len(whole) < len(PROMPTS)
     assert 'another one takes its place' in caplog.text
 
 

@@ -14,8 +14,9 @@ from torchvision.datasets import VOCSegmentation
 from synseg_kit import datasets
 from synseg_kit.classes import CITYSCAPES_LABEL_IDS, ClassSet, coco, imagenet_s, voc
 from synseg_kit.datasets import (NO_AUGMENTATION, Augmentation, CityscapesFolder, Draws, Example, Examples, ImageNetSFolder, Sample, SampleWriter, SyntheticFolder,
-                                 VOCFolder, augment, batches, build_transform, coco_pieces, count_pixels, decode_labels, differences, encode_labels, run_lengths, sample_name,
+                                 VOCFolder, augment, batches, build_transform, coco_pieces, count_pixels, decode_labels, encode_labels, run_lengths, sample_name,
                                  write_coco, write_sample)
+from synseg_kit.files import differences
 from synseg_kit.prompts import Mention, Prompt
 
 FARM = ClassSet('farm', ('cow', 'sheep', 'barn'))

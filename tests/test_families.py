@@ -8,6 +8,7 @@ from diffusers import (ControlNetModel, DPMSolverMultistepScheduler, EulerAncest
 from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 from families import CALLS, FAMILIES, guided
 from peft import LoraConfig
+from synseg_kit import families as kit
 from synseg_kit import softmax
 from synseg_kit.attention import capture, load_trace, look, noised_latents
 from synseg_kit.families import FAMILIES as ADAPTERS
@@ -551,3 +552,61 @@ def test_an_ip_adapter_speaks_after_the_text(heard):
     assert torch.equal(adapted, captured) and not torch.equal(plain, captured)
     exact = {name: [shares for shares in found if shares.shape[-1] == 16] for name, found in heard.items()}
     assert torch.allclose(trace.token_maps(1)[1].double(), expected('sd1', trace, exact, 1, 16), atol=1e-6)
+
+
+# ---- devices and gated models
+
+@pytest.mark.parametrize(('device', 'says'), [('cuda', 'this machine has no CUDA device that torch can use; take the device cpu'), ('mps', 'this machine has no Apple GPU')])
+def test_a_device_that_is_not_here_is_refused_before_weights_are_read(monkeypatch, tmp_path, device, says):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    monkeypatch.setattr(kit.DiffusionPipeline, 'from_pretrained', lambda *_, **__: pytest.fail('nothing is to be read'))
+    with pytest.raises(ValueError, match=says): kit.load_pipeline('owner/model', device)
+
+
+def test_a_gpu_that_is_not_here_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    with pytest.raises(ValueError, match='there is no cuda:3 here; the last one is cuda:1'): kit.check_device('cuda:3')
+
+
+@pytest.mark.parametrize('available', [True, False])
+def test_an_apple_gpu_is_a_device(monkeypatch, available):
+    """A machine with an Apple GPU is played: what it computes is not."""
+    tried = []
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: available)
+    monkeypatch.setattr(kit, '_try_out', lambda *arguments: tried.append(arguments))
+    if available: assert kit.check_device('mps', torch.float16) == torch.device('mps') and tried == [(torch.device('mps'), torch.float16)]
+    else:
+        with pytest.raises(ValueError, match='no Apple GPU'): kit.check_device('mps', torch.float16)
+
+
+@pytest.mark.parametrize('error', [TypeError("Trying to convert BFloat16 to the MPS backend but it does not have support for that dtype."), RuntimeError('MPS does not support float64')])
+def test_a_number_type_that_a_device_lacks_is_explained(monkeypatch, error):
+    def refuse(device, dtype): raise error
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    monkeypatch.setattr(kit, '_try_out', refuse)
+    with pytest.raises(ValueError, match='mps cannot compute in bfloat16 .*bfloat16 from macOS 14 on, and no float64; take float32'): kit.check_device('mps', torch.bfloat16)
+
+
+def test_no_memory_is_not_called_a_lack_of_the_number_type(monkeypatch):
+    def full(device, dtype): raise torch.OutOfMemoryError('CUDA out of memory')
+    monkeypatch.setattr(kit, '_try_out', full)
+    with pytest.raises(torch.OutOfMemoryError): kit.check_device('cpu')
+
+
+def test_a_cpu_has_bfloat16(): assert kit.check_device('cpu', torch.bfloat16).type == 'cpu'
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_gated_model_says_what_to_do(monkeypatch, wrapped):
+    class GatedRepoError(OSError): "What the hub's library raises."
+
+    def refuse(*_, **__):
+        try: raise GatedRepoError('401 Client Error. Access to model owner/model is restricted')
+        except GatedRepoError as error:
+            if not wrapped: raise
+            raise OSError('owner/model could not be fetched') from error
+
+    monkeypatch.setattr(kit.DiffusionPipeline, 'from_pretrained', refuse)
+    with pytest.raises(PermissionError, match='owner/model is a gated model: .*accept its terms.*hf auth login'): kit.load_pipeline('owner/model')

@@ -11,14 +11,14 @@ import tarfile
 
 import numpy as np
 import pytest
-from farm import FARM, contents, example, flip, killed_at_every_rename, sample, write
+from farm import FARM, Killed, contents, example, flip, killed_at_every_rename, release, sample, write
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from synseg_kit import shards
 from synseg_kit.classes import ClassSet, imagenet_s
 from synseg_kit.datasets import Augmentation, CityscapesFolder, Draws, Examples, ImageNetSFolder, LabelledFolder, SyntheticFolder, VOCFolder, batches, build_transform, encode_labels
-from synseg_kit.shards import (HuggingFaceExamples, ShardedDataset, ShardStream, decode_sample, export_parquet, export_shards, import_parquet, import_shards, index_shard, open_dataset,
+from synseg_kit.shards import (HuggingFaceExamples, ShardedDataset, ShardStream, ShardWriter, decode_sample, export_parquet, export_shards, import_parquet, import_shards, index_shard, open_dataset,
                                read_manifest, split_name, write_tar)
 
 MANY = ClassSet('many', tuple(f'thing {i}' for i in range(600)), void=1000)
@@ -297,6 +297,67 @@ def test_finished_parts_are_not_written_again(made, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match='per_shard is 3 there, 4 here'): export_shards(made, tmp_path / 'x', 4, progress=False)
     export_shards(made, tmp_path / 'x', 3, progress=False)
     assert len(wrote) == 5 and not (tmp_path / 'x/writing').exists()  # two, one that broke, and the two that were left
+
+
+def pack_at_once(folder, per_shard=3):
+    """Write the seven samples of the farm as shards, without a folder of files."""
+    with ShardWriter(folder, FARM, 7, 2, {'maker': 'hand'}, per_shard) as writer:
+        for block in writer.missing: writer.write(block, [sample(n) for n in writer.numbers(block)])
+        return writer.finish()
+
+
+def test_writing_shards_at_once_can_be_killed_at_any_rename(made, packed, tmp_path, monkeypatch):
+    places = killed_at_every_rename(pack_at_once, tmp_path, monkeypatch, ShardWriter)
+    assert len(places) == 38 and all(contents(place) == contents(packed.folder) for place in places)  # two descriptions, 21 files, 4 records, 3 lists, 4 tars with 3 notes, the manifest
+
+
+def test_a_kill_between_packing_and_removing_packs_nothing_twice(packed, tmp_path, monkeypatch):
+    def killed(self, lines):
+        if lines: raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, '_remove', killed)
+        patch.setattr(ShardWriter, '__exit__', release)
+        with pytest.raises(Killed): pack_at_once(tmp_path / 'x')
+    assert (tmp_path / 'x/shard-000000.tar').is_file() and len(contents(tmp_path / 'x/writing/dataset/JPEGImages')) == 4
+    pack_at_once(tmp_path / 'x')
+    assert contents(tmp_path / 'x') == contents(packed.folder)
+
+
+def test_blocks_may_come_in_any_order(packed, tmp_path):
+    with ShardWriter(tmp_path / 'x', FARM, 7, 2, {'maker': 'hand'}, 3) as writer:
+        for block in (3, 1, 2):
+            writer.write(block, [sample(n) for n in writer.numbers(block)])
+            assert not list((tmp_path / 'x').glob('*.tar'))  # the first shard lacks its first samples
+        writer.write(0, [sample(n) for n in writer.numbers(0)])
+        assert len(list((tmp_path / 'x').glob('*.tar'))) == 2
+        writer.finish()
+    assert contents(tmp_path / 'x') == contents(packed.folder)
+
+
+def test_shards_with_masks_by_other_recipes(tmp_path):
+    both = lambda n, c=FARM: sample(n, c, others=('daam',))
+    export_shards(write(tmp_path / 'made', make=both), tmp_path / 'packed', 3, progress=False)
+    with ShardWriter(tmp_path / 'x', FARM, 7, 2, per_shard=3) as writer:
+        for block in writer.missing: writer.write(block, [both(n) for n in writer.numbers(block)])
+        writer.finish()
+    assert contents(tmp_path / 'x') == contents(tmp_path / 'packed')
+
+
+def test_a_shard_that_got_lost_on_the_way_is_named(tmp_path):
+    with ShardWriter(tmp_path / 'x', FARM, 7, 2, {'maker': 'hand'}, 3) as writer:
+        for block in writer.missing[:2]: writer.write(block, [sample(n) for n in writer.numbers(block)])
+    (tmp_path / 'x/shard-000000.tar').unlink()
+    with pytest.raises(ValueError, match='shard-000000.tar is missing, and its samples are not there any more; delete'): pack_at_once(tmp_path / 'x')
+    with pytest.raises(ValueError, match='shard-000000.tar is missing'): pack_at_once(tmp_path / 'x')  # and no lock is left
+    with pytest.raises(ValueError, match='per_shard=0; needed is at least one sample'): ShardWriter(tmp_path / 'x', FARM, 7, 2, per_shard=0)
+
+
+def test_a_finished_folder_of_shards_is_left_alone(packed, tmp_path):
+    pack_at_once(tmp_path / 'x')
+    assert pack_at_once(tmp_path / 'x').names == tuple(f'{n:06}' for n in range(7)) and contents(tmp_path / 'x') == contents(packed.folder)
+    with pytest.raises(FileExistsError, match='in other shards: per_shard is 3 there, 4 here'): pack_at_once(tmp_path / 'x', 4)
+    assert contents(tmp_path / 'x') == contents(packed.folder)
 
 
 SIGKILL = '''

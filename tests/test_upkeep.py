@@ -189,6 +189,42 @@ def test_how_empty_is_too_empty(made):
     with pytest.raises(ValueError, match='least=2.0'): check(made, least=2.)
 
 
+def test_a_sealed_dataset_tells_what_got_lost(made):
+    (made / 'ImageSets/Segmentation/held.txt').write_text('000001\n')
+    seal(made, progress=False)
+    (made / 'ImageSets/Segmentation/held.txt').unlink()
+    (made / 'SegmentationClass/000003.png').unlink()  # by the records, too, and named once
+    assert found(made) == [('missing', 'ImageSets/Segmentation/held.txt'), ('missing', 'SegmentationClass/000003.png')]
+    assert {f.file: f.block for f in check(made, progress=False).findings} == {'ImageSets/Segmentation/held.txt': None, 'SegmentationClass/000003.png': 1}
+
+
+@pytest.mark.parametrize('name', ['../secret.txt', '/etc/hostname', 'a/../../secret.txt'])
+def test_a_seal_that_names_files_elsewhere_reads_none_of_them(made, monkeypatch, name):
+    seal(made, progress=False)
+    (made.parent / 'secret.txt').write_text('secret')
+    read, really = [], upkeep.sha256_of
+    monkeypatch.setattr(upkeep, 'sha256_of', lambda path: (read.append(path), really(path))[1])
+    with (made / 'SHA256SUMS').open('a') as file: file.write(f'{"0" * 64}  {name}\n')
+    assert found(made) == [('broken', 'SHA256SUMS')] and all(made in path.resolve().parents for path in read)
+
+
+def test_a_sealed_benchmark_tells_what_changed(tmp_path):
+    root = write(tmp_path / 'farm').root
+    for name in ('dataset.json', 'metadata.jsonl', 'README.md'): (root / name).unlink()
+    shutil.rmtree(root / 'blocks')
+    reader = VOCFolder(root, 'train', FARM)
+    seal(root, progress=False)
+    assert found(reader) == []
+    (root / 'ImageSets/Segmentation/train.txt').write_text('000000\n')
+    assert found(reader) == [('changed', 'ImageSets/Segmentation/train.txt')]
+
+
+def test_lists_that_are_no_text_are_named(made):
+    (made / LISTS / 'train.txt').write_bytes(b'000000\n\xff\xfe\n')
+    (made / LISTS / 'held.txt').write_bytes(b'\xff\n')
+    assert found(made) == [('list', f'{LISTS}/held.txt'), ('list', f'{LISTS}/train.txt')]
+
+
 def test_a_sealed_dataset_tells_every_changed_bit(made):
     path = made / 'JPEGImages/000002.jpg'
     data = bytearray(path.read_bytes())

@@ -20,8 +20,10 @@ from synseg_kit import datasets, synthesis, workers
 from synseg_kit.classes import ClassSet
 from synseg_kit.datasets import Example, Sample, SampleWriter, SyntheticFolder, encode_block
 from synseg_kit.families import load_pipeline
+from synseg_kit.filters import AreaLimits, Duplicates, Filters, Shown
 from synseg_kit.prompts import find_mentions
-from synseg_kit.synthesis import OutOfMemory, SynthesisSettings, make_numbered_block, sample_seed
+from synseg_kit.shards import export_shards
+from synseg_kit.synthesis import OutOfMemory, Room, SynthesisSettings, make_numbered_block, sample_seed
 from synseg_kit.workers import LocalPool, PipelineMaker, WorkersFailed, synthesize_in
 
 PETS = ClassSet('pets', ('cat', 'dog', 'ball'))
@@ -57,7 +59,7 @@ def test_killed_at_random_times_with_two_workers(tmp_path):
     assert told['codes'][0] == told['codes'][-1] == 0 and told['codes'].count(-9) >= KILLS // 2 and told['left'] == 0, (seed, told)
     assert PIPELINE or told['workers'] >= 1, (seed, told)
     files = contents(tmp_path / 'killed')
-    assert files == contents(tmp_path / 'whole'), f'times drawn with seed {seed}'
+    assert files == contents(tmp_path / 'whole'), f'points drawn with seed {seed}'
     assert len([name for name in files if name.startswith('JPEGImages/')]) == SAMPLES
 
 
@@ -186,13 +188,13 @@ def test_a_full_disk_leaves_whole_files_and_says_what_is_safe(tmp_path, monkeypa
 
 
 def test_a_full_disk_at_the_end(tmp_path, monkeypatch):
-    whole, really = contents(write_all(tmp_path / 'whole').root), datasets.write_aside
+    whole, really = contents(write_all(tmp_path / 'whole').root), SampleWriter.put
 
-    def full(path, text, aside):
-        if path.name == 'README.md': raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        really(path, text, aside)
+    def full(writer, name, write):
+        if name == 'README.md': raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return really(writer, name, write)
 
-    monkeypatch.setattr(datasets, 'write_aside', full)
+    monkeypatch.setattr(SampleWriter, 'put', full)
     with pytest.raises(OSError, match='the list of samples of .*data was not written. 4 of 4 blocks'): write_all(tmp_path / 'data')
     monkeypatch.undo()
     with pytest.raises(ValueError, match='is not finished'): SyntheticFolder(tmp_path / 'data')
@@ -238,14 +240,14 @@ def test_who_leaves_takes_nothing_from_who_comes(tmp_path, monkeypatch):
 
 def test_another_dataset_that_began_in_between_is_refused(tmp_path, monkeypatch):
     """Two processes look at an empty folder at the same time; the second gets the lock when the first is done."""
-    look, looks = SampleWriter._refuse_other_dataset, []
+    look, looks = SampleWriter._refuse_other, []
 
     def slow(self):
         look(self)
         looks.append(self)
         if len(looks) == 1: write_all(tmp_path / 'data')
 
-    monkeypatch.setattr(SampleWriter, '_refuse_other_dataset', slow)
+    monkeypatch.setattr(SampleWriter, '_refuse_other', slow)
     with pytest.raises(FileExistsError, match='count is 8 there, 6 here'): SampleWriter(tmp_path / 'data', PETS, 6, 2).__enter__()
     assert len(write_all(tmp_path / 'data')) == 8  # the lock is free
 
@@ -260,7 +262,7 @@ def test_time_stamps_mean_nothing(tmp_path, whole):
     assert all(path.stat().st_mtime == stamp for path, stamp in stamps.items() if path.stem in {f'{n:06}' for n in range(4)})  # made, and not again
 
 
-@pytest.mark.parametrize('module', ['files', 'datasets', 'synthesis', 'workers', 'runs', 'sweeps', 'cluster'])
+@pytest.mark.parametrize('module', ['files', 'datasets', 'shards', 'coordination', 'synthesis', 'workers', 'runs', 'sweeps', 'cluster'])
 def test_no_decision_is_made_by_the_clock(root, module):
     text = (root / f'synseg_kit/{module}.py').read_text()
     for word in ('st_mtime', 'st_ctime', 'getmtime', 'time.time(', 'datetime'): assert word not in text, f'{module}.py decides by {word}'
@@ -298,6 +300,70 @@ def test_a_block_is_made_in_halves_and_says_so(pipe, narrow, most, batches, call
     samples = make_numbered_block(pipe, 2, range(10, 15), PROMPTS[:5], PETS, SynthesisSettings())
     assert [s.batch for s in samples] == batches and made == calls
     assert [s.seed for s in samples] == [sample_seed(0, n) for n in range(10, 15)] and [s.prompt for s in samples] == PROMPTS[:5]
+
+
+FIRST = {5: [5], 4: [5, 3, 2], 3: [5, 3, 2], 2: [5, 3, 2, 1, 2], 1: [5, 3, 2, 1, 1, 1, 2, 1, 1]}  # images that fit -> calls of a block of five, the first
+SECOND = {5: [5], 4: [3, 2], 3: [3, 2], 2: [2, 1, 2], 1: [1] * 5}  # and of the next
+
+
+@pytest.mark.parametrize('most', FIRST)
+def test_what_fitted_is_remembered_and_blocks_are_cut_in_the_same_places(pipe, narrow, most):
+    calls, room = narrow(most), Room()
+    first, second = ([s.batch for s in make_numbered_block(pipe, block, range(5), PROMPTS[:5], PETS, SynthesisSettings(), room)] for block in range(2))
+    assert first == second and calls[:len(calls) - len(SECOND[most])] == FIRST[most] and calls[-len(SECOND[most]):] == SECOND[most]
+    assert room.most == (None if most == 5 else max(first))
+
+
+def test_now_and_then_the_whole_is_tried_again(pipe, narrow):
+    room = Room(again=3)
+    narrow(2)
+    assert [s.batch for s in make_numbered_block(pipe, 0, range(4), PROMPTS[:4], PETS, SynthesisSettings(), room)] == [2] * 4
+    calls, tried = narrow(4), []
+    for block in range(1, 6):
+        before = len(calls)
+        make_numbered_block(pipe, block, range(4), PROMPTS[:4], PETS, SynthesisSettings(), room)
+        tried.append(calls[before:])
+    assert tried == [[2, 2], [2, 2], [2, 2], [4], [4]]  # whatever was on the GPU is gone since the first block
+
+
+def test_a_short_block_says_nothing_about_a_whole_one(pipe, narrow):
+    room = Room()
+    narrow(2)
+    make_numbered_block(pipe, 0, range(4), PROMPTS[:4], PETS, SynthesisSettings(), room)
+    calls = narrow(2)
+    make_numbered_block(pipe, 1, range(2), PROMPTS[:2], PETS, SynthesisSettings(), room)
+    make_numbered_block(pipe, 2, range(4), PROMPTS[:4], PETS, SynthesisSettings(), room)
+    assert calls == [2, 2, 2]
+
+
+@pytest.mark.parametrize(('fits', 'count', 'found', 'calls'), [(1, 99, 1, [1, 2]), (5, 99, 4, [1, 2, 4, 8]), (64, 99, 64, [1, 2, 4, 8, 16, 32, 64]), (1000, 12, 16, [1, 2, 4, 8, 16])])
+def test_a_gpu_finds_out_how_many_fit(pipe, narrow, monkeypatch, fits, count, found, calls):
+    monkeypatch.setattr(type(pipe), 'device', torch.device('meta'))  # any that is no CPU
+    made = narrow(fits)
+    assert synthesis.find_block_size(pipe, (PROMPTS * 9)[:count], PETS) == found and made == calls
+
+
+def test_trying_out_sizes_takes_the_prompts_with_most_mentions_and_few_steps(pipe, monkeypatch):
+    seen = []
+    monkeypatch.setattr(type(pipe), 'device', torch.device('meta'))
+    monkeypatch.setattr(synthesis, 'make_block', lambda pipe, prompts, seeds, class_set, settings: seen.append((prompts, settings.steps)))
+    assert synthesis.find_block_size(pipe, PROMPTS, PETS, SynthesisSettings(steps=50), most=2) == 2
+    assert seen == [([PROMPTS[0]], 2), ([PROMPTS[0], PROMPTS[2]], 2)]
+    synthesis.find_block_size(pipe, PROMPTS, PETS, SynthesisSettings(steps=50, capture={'steps': [30]}), most=1)
+    assert seen[-1][1] == 50  # the step that is listened to must be reached
+
+
+def test_sizes_are_not_tried_where_memory_is_no_matter(pipe, narrow):
+    calls = narrow(0)
+    assert synthesis.find_block_size(pipe, PROMPTS, PETS) == 8 and synthesis.find_block_size(pipe, PROMPTS, PETS, most=4) == 4 and not calls
+
+
+def test_when_not_even_one_fits_no_size_is_found(pipe, narrow, monkeypatch):
+    monkeypatch.setattr(type(pipe), 'device', torch.device('meta'))
+    narrow(0)
+    with pytest.raises(OutOfMemory, match='memory does not suffice for a single image'): synthesis.find_block_size(pipe, PROMPTS, PETS)
+    narrow(0, RuntimeError('shapes do not match'))
+    with pytest.raises(RuntimeError, match='shapes do not match'): synthesis.find_block_size(pipe, PROMPTS, PETS)
 
 
 @pytest.mark.parametrize('error', [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:98] DefaultCPUAllocator: can't allocate memory"), RuntimeError('MPS backend out of memory'),
@@ -370,7 +436,12 @@ def test_nan_in_the_maps_is_refused_with_block_and_prompt(pipe, tmp_path, monkey
 
 
 def test_workers_with_pipelines_make_what_one_process_makes(pipe, tmp_path):
+    """Filters that look at images, masks and attention, one that remembers, and shards: all of it in two workers, and the same bytes."""
     pipe.save_pretrained(tmp_path / 'model')
-    alone = synthesis.synthesize(load_pipeline(tmp_path / 'model'), PROMPTS[:5], tmp_path / 'alone', PETS, SETTINGS, progress=False)
-    starter = PipelineMaker(str(tmp_path / 'model'), PETS, SETTINGS, 5, threads=1)
-    assert contents(synthesize_in(LocalPool(starter, 2), PROMPTS[:5], tmp_path / 'together', PETS, SETTINGS.block_size, progress=False).root) == contents(alone.root)
+    picky = Filters(AreaLimits(least=.01), Shown(contrast=0., area=0.), Duplicates(limit=45))  # of 64 bits: nearly any two images count as alike
+    alone = synthesis.synthesize(load_pipeline(tmp_path / 'model'), PROMPTS[:9], tmp_path / 'alone', PETS, SETTINGS, picky, progress=False)
+    assert 0 < len(alone) < 9
+    export_shards(alone, tmp_path / 'packed', 2, progress=False)
+    starter = PipelineMaker(str(tmp_path / 'model'), PETS, SETTINGS, 9, threads=1)
+    synthesize_in(LocalPool(starter, 2), PROMPTS[:9], tmp_path / 'together', PETS, SETTINGS.block_size, progress=False, keep=picky, per_shard=2)
+    assert contents(tmp_path / 'together') == contents(tmp_path / 'packed')
