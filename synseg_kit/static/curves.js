@@ -7,17 +7,17 @@ function svg(tag, properties = {}, ...children) {
   return node;
 }
 
-const BOX = { width: 300, height: 132, left: 44, right: 10, top: 14, bottom: 20 };  // of a chart, in its own units
+const BOX = { width: 300, height: 138, left: 44, right: 10, top: 20, bottom: 20 };  // of a chart, in its own units
 
 function plain(value) {  // a number as short as it can be read
   const size = Math.abs(value);
   if (!size) return '0';
-  if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace('e+', 'e');
+  if (size >= 1e5 || size < 1e-4) return value.toExponential(1).replace('e+', 'e');
   return String(Number(value.toPrecision(3)));
 }
 
 function ticks(low, high, count = 4) {  // round numbers between two values
-  const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough)), step = power * [1, 2, 5, 10].find(times => times * power >= rough * .999);
+  const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough)), step = power * [1, 2, 2.5, 5, 10].find(times => times * power >= rough * .999);
   const found = [];
   for (let k = Math.ceil(low / step - 1e-6); k * step <= high + 1e-6 * step; k++) found.push(Number((k * step).toPrecision(12)));
   return found;
@@ -31,7 +31,7 @@ class Chart {
     this.axes = svg('g', { class: 'ss-curve-axes' });
     this.line = svg('path', { class: 'ss-curve-line' });
     this.dots = svg('g', { class: 'ss-curve-dots' });
-    this.mark = svg('g', { class: 'ss-curve-mark', visibility: 'hidden' }, svg('line', { y1: BOX.top + 5, y2: BOX.height - BOX.bottom }), svg('circle', { r: 3.5 }), svg('text', { y: BOX.top - 1, 'text-anchor': 'middle' }));
+    this.mark = svg('g', { class: 'ss-curve-mark', visibility: 'hidden' }, svg('line', { y1: BOX.top - 5, y2: BOX.height - BOX.bottom }), svg('circle', { r: 3.5 }), svg('text', { y: BOX.top - 9, 'text-anchor': 'middle' }));
     this.chart = svg('svg', { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: 'img' }, this.axes, this.line, this.dots, this.mark);
     this.node = h('figure', { class: 'ss-curve' }, h('figcaption', {}, this.label, this.now), this.chart);
     this.chart.addEventListener('pointermove', event => app.point(this.stepAt(event)));
