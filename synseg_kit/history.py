@@ -47,8 +47,8 @@ def add_look(
     while history and history[-1]['step'] >= look['step']: history.pop()
     history.append(dict(look))
 
-# %% ../nbs/08a_history.ipynb #cacf4f70
-TITLES: Mapping[str, str] = {'learning_rate': 'learning rate', 'images_per_second': 'images per second', 'miou': 'mIoU on held-out images'}  # of curves; others go by their names
+# %% ../nbs/08a_history.ipynb #a18f31f5
+TITLES: Mapping[str, str] = {'learning_rate': 'learning rate', 'images_per_second': 'images per second', 'miou': 'mIoU'}  # of curves; others go by their names
 
 def curves_of(
     history: Sequence[Mapping[str, int | float]], # looks, each with its step

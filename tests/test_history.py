@@ -41,7 +41,7 @@ def test_long_curves_are_averages_of_neighbours():
     loss, miou = curves_of(history, most=100)
     assert len(loss['steps']) == 91 and loss['steps'][:2] == [11, 22] and loss['values'][:2] == [6., 17.] and loss['steps'][-1] == 1001
     assert sum(loss['values'][:-1]) * 11 == sum(range(1, 991))  # nothing is lost
-    assert miou == {'name': 'miou', 'title': 'mIoU on held-out images', 'steps': [*range(100, 1001, 100)], 'values': [i / 10 for i in range(1, 11)]}
+    assert miou == {'name': 'miou', 'title': 'mIoU', 'steps': [*range(100, 1001, 100)], 'values': [i / 10 for i in range(1, 11)]}
     assert curves_of([]) == []
 
 
@@ -54,7 +54,7 @@ def test_numbers_that_are_none_are_left_out():
 def test_the_picture_has_a_panel_for_each_number_and_a_line_for_each_training(tmp_path):
     write_history(tmp_path / 'first', LOOKS)
     figure = show_training(tmp_path / 'first', [{**look, 'miou': .5} for look in LOOKS])
-    assert [ax.get_title(loc='left') or ax.get_title() for ax in figure.axes] == ['loss', 'learning rate', 'mIoU on held-out images']
+    assert [ax.get_title(loc='left') or ax.get_title() for ax in figure.axes] == ['loss', 'learning rate', 'mIoU']
     assert [len(ax.lines) for ax in figure.axes] == [2, 2, 1]
     assert figure.axes[0].lines[0].get_xdata().tolist() == [look['step'] for look in LOOKS] and figure.axes[0].lines[0].get_ydata().tolist() == [look['loss'] for look in LOOKS]
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ['first', 'training 2']

@@ -56,7 +56,7 @@ def test_each_number_has_a_chart_and_one_pointer_reads_them_all(opened, tmp_path
     curves = Curves()
     for look in LOOKS: curves(look)
     page = opened(curves.page(tmp_path / 'curves.html').read_text())
-    assert texts(page, '.ss-curve figcaption span') == ['loss', 'learning rate', 'images per second', 'mIoU on held-out images']
+    assert texts(page, '.ss-curve figcaption span') == ['loss', 'learning rate', 'images per second', 'mIoU']
     assert texts(page, '.ss-curve-now') == ['1', '0.0002', '80', '0.4']
     assert page.run('document.querySelector(".ss-curve svg").getAttribute("aria-label")') == 'loss: 1 at step 400, from 20 at step 20'
     share = (44 + 202 / 400 * 246) / 300  # of the chart's width: step 202
