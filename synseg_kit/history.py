@@ -64,7 +64,7 @@ def _thinned(points, most):
     lots = [points[start:start + size] for start in range(0, len(points), size)]
     return {'steps': [lot[-1][0] for lot in lots], 'values': [sum(value for _, value in lot) / len(lot) for lot in lots]}
 
-# %% ../nbs/08a_history.ipynb #7b540619
+# %% ../nbs/08a_history.ipynb #757beba8
 @style()
 def show_training(
     *trainings: str | Path | Sequence[Mapping[str, int | float]], # folders of trainings, or their looks
@@ -82,7 +82,9 @@ def show_training(
         for name, curves in zip(named, found, strict=True):
             if key in curves: ax.plot(curves[key]['steps'], curves[key]['values'], label=name, marker='.' if len(curves[key]['steps']) < 12 else None)
         ax.set(title=next(curves[key]['title'] for curves in found if key in curves), xlabel='step')
-        ax.set_ylim(min(0, ax.get_ylim()[0]), None)
+        values = [value for curves in found if key in curves for value in curves[key]['values']]
+        low, high = min(0., *values), max(0., *values)
+        ax.set_ylim(low, high + .06 * (high - low or 1))
         ax.ticklabel_format(axis='y', scilimits=(-2, 4))
     if len(trainings) > 1: figure.axes[0].legend()
     figure.set_layout_engine('constrained')
