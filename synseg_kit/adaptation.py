@@ -18,9 +18,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import compute_snr
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from .training import OPTIMISERS, build_optimiser, follow, load_checkpoint, save_checkpoint, training_state
+from .training import OPTIMISERS, Watch, build_optimiser, follow, load_checkpoint, save_checkpoint, training_state
 
 # %% ../nbs/11_adaptation.ipynb #fe0ad0c6
 def denoising_target(scheduler,  # a diffusers scheduler
@@ -139,23 +138,21 @@ def run_steps(network: nn.Module,  # what is trained
               about: Mapping,  # what must not change between a training and its continuation; JSON
               watch: Callable[[int, nn.Module], bool | None] | None = None,  # called with step and average at each checkpoint, also at one that is continued; True ends the training
               progress: bool = True,  # show a progress bar
+              log: Callable[[dict], None] | None = None,  # called at every look with step, loss, learning_rate and images_per_second; `Curves` draws them
               ) -> nn.Module:  # the averaged network
     "Make the steps of a training and average its weights; killed and started again, it ends with the same weights."
     average = copy.deepcopy(network).eval().requires_grad_(False)
     state = training_state(network, average, optimiser)
     start = load_checkpoint(Path(folder), state, about)
     if start and watch is not None and watch(start, average): return average
-    loss_sum = torch.zeros((), device=next(network.parameters()).device)
-    with tqdm(total=settings.steps, initial=start, desc='denoiser', unit='step', disable=not progress) as bar:
+    with Watch(settings, start, settings.rate, log, progress, folder, 'denoiser') as looks:
         for step in range(start, settings.steps):
-            loss_sum += take_step(step)
+            loss = take_step(step)
             follow(average, network, step, settings.ema_decay)
-            bar.update()
-            if (step + 1) % settings.checkpoint_every and step + 1 < settings.steps: continue
-            loss = loss_sum.item() / (step % settings.checkpoint_every + 1)
-            if loss != loss: raise FloatingPointError(f"the loss is not a number at step {step + 1}; lower learning_rate (now {settings.learning_rate}) or set precision='fp32'")
-            bar.set_postfix(loss=f'{loss:.4f}')
-            loss_sum.zero_()
+            due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
+            looks.see(step + 1, loss, look=due)
+            if not due: continue
+            looks.save(folder)
             save_checkpoint(Path(folder), state, step + 1, about)
             if watch is not None and watch(step + 1, average): break
     return average
@@ -170,6 +167,7 @@ def train_denoiser(unet: nn.Module, text_encoder: nn.Module, scheduler,
                    device: str | torch.device = 'cpu',
                    watch: Callable[[int, nn.ModuleDict], bool | None] | None = None,  # as in `run_steps`, with the averaged `unet` and `text_encoder`
                    progress: bool = True,  # show a progress bar
+                   log: Callable[[dict], None] | None = None,  # as in `run_steps`
                    ) -> nn.ModuleDict:  # the averaged `unet` and `text_encoder`
     "Train a denoiser and the free parameters of its text encoder."
     models = nn.ModuleDict(dict(unet=unet, text_encoder=text_encoder)).to(device).train()
@@ -180,7 +178,7 @@ def train_denoiser(unet: nn.Module, text_encoder: nn.Module, scheduler,
         with quick_attention(unet, device): return denoiser_step(models, optimiser, scheduler, batch.to(device), ids.to(device), generator, settings, step)
 
     about = {**asdict(settings), 'latents': list(latents.shape), 'captions': len(token_ids)}
-    return run_steps(models, optimiser, take_step, settings, folder, about, watch, progress)
+    return run_steps(models, optimiser, take_step, settings, folder, about, watch, progress, log)
 
 # %% ../nbs/11_adaptation.ipynb #5fea4d06
 def generator_of(step: int,  # number of the step, from 0

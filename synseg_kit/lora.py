@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['KINDS', 'PRESETS', 'BLOCKS', 'WEIGHTS', 'FLUX_GUIDANCE', 'LOSSES', 'target_modules', 'LoraSettings',
            'eight_bit_adamw', 'adapted_parts', 'adapter_names', 'remove_adapter', 'add_adapter', 'save_adapter',
-           'plain_config', 'weights_file', 'load_adapter', 'set_strength', 'without_adapters', 'merge_adapters',
-           'thin_matrices', 'Encoded', 'encode_texts', 'Cache', 'encode_views', 'size_numbers', 'draw_views',
-           'unet_loss', 'flow_loss', 'loss_of', 'training_scheduler', 'training_mode', 'encode_all', 'text_of',
-           'step_maker', 'adapt', 'check_base', 'check_captions', 'copy_weights', 'lent', 'paint_prior']
+           'plain_config', 'weights_file', 'load_adapter', 'set_strength', 'at_strength', 'without_adapters',
+           'merge_adapters', 'thin_matrices', 'Encoded', 'encode_texts', 'Cache', 'encode_views', 'size_numbers',
+           'draw_views', 'unet_loss', 'flow_loss', 'loss_of', 'training_scheduler', 'training_mode', 'encode_all',
+           'text_of', 'step_maker', 'adapt', 'check_base', 'check_captions', 'copy_weights', 'lent', 'paint_prior']
 
 # %% ../nbs/11b_lora.ipynb #73b3c71b
 import json
@@ -210,6 +210,24 @@ def set_strength(
     unknown = [name for name in strengths if name not in adapter_names(pipe)]
     if unknown: raise unknown_name(unknown[0], tuple(adapter_names(pipe)), 'adapter')
     pipe.set_adapters(list(strengths), list(strengths.values()))
+
+@contextmanager
+def at_strength(
+    pipe: DiffusionPipeline,
+    strengths: Mapping[str, float], # as for `set_strength`
+) -> Iterator[None]:
+    "Mix adapters for a while; afterwards they are mixed as they were."
+    layers = [layer for part in adapted_parts(pipe).values() for layer in part.modules() if isinstance(layer, BaseTunerLayer)]
+    before = [(layer, dict(layer.scaling), list(layer.active_adapters), layer.disable_adapters) for layer in layers]
+    try:
+        set_strength(pipe, strengths)
+        if strengths: pipe.enable_lora()
+        yield
+    finally:
+        for layer, scaling, active, disabled in before:
+            layer.set_adapter(active)
+            layer.scaling.update(scaling)
+            layer.enable_adapters(not disabled)
 
 @contextmanager
 def without_adapters(
@@ -429,6 +447,7 @@ def adapt(
     watch: Callable[[int, DiffusionPipeline], bool | None] | None = None, # called with step and pipeline at each checkpoint; True ends the training
     name: str = 'adapted', # of the adapter
     progress: bool = True, # show a progress bar
+    log: Callable[[dict], None] | None = None, # called at every look with step, loss, learning_rate and images_per_second; `Curves` draws them
 ) -> Path: # the folder, with pytorch_lora_weights.safetensors
     "Train an adapter; killed and started again, it is the same adapter."
     check_base(pipe, settings)
@@ -444,7 +463,7 @@ def adapt(
 
     try:
         optimiser = adamw(weights, settings) if settings.optimiser == 'adamw' else eight_bit_adamw()(weights.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-        average = run_steps(weights, optimiser, step_maker(pipe, caches, weights, optimiser, settings), settings, folder, about, at_checkpoint, progress)
+        average = run_steps(weights, optimiser, step_maker(pipe, caches, weights, optimiser, settings), settings, folder, about, at_checkpoint, progress, log)
     except BaseException:
         remove_adapter(pipe, name)
         raise

@@ -41,8 +41,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .classes import ClassSet, check_labels
+<<<<<<< HEAD
 from .datasets import Augmentation, Batch, Draws, Example, Examples, build_transform, collate, draw_order, number_seed
 from .files import differences, write_file, write_text
+=======
+from .datasets import Augmentation, Batch, Draws, Example, Examples, build_transform, collate, differences, draw_order, number_seed
+from .files import write_file, write_text
+from .history import HISTORY, add_look, read_history, write_history
+>>>>>>> wt-widgets
 from .robust import IGNORE, Lesson, Network, Objective, correct_labels
 from .robust import objective as objective_by_name
 
@@ -751,8 +757,9 @@ def train(
     resume: bool = True, # continue the training that `folder` holds; False: start over
     device: str | torch.device = 'cpu',
     objective: str | Objective = 'plain', # how to learn from labels that may be wrong: a key of `robust.OBJECTIVES`, or one that was made
-    log: Callable[[dict], None] | None = None, # called at every look with step, loss, learning_rate and images_per_second
+    log: Callable[[dict], None] | None = None, # called at every look with step, loss, learning_rate and images_per_second; `Curves` draws them
     progress: bool = True, # show a progress bar
+    validate: Callable[[Segmenter], Mapping[str, int | float]] | None = None, # called at every checkpoint with the segmenter so far; its numbers, such as {'miou': 0.6}, join the look
 ) -> Segmenter: # with averaged weights, and those of the last step in `raw`
     "Train a segmenter; killed and started again, it ends with the same weights."
     rank, world, device = join_processes(device)
@@ -768,7 +775,8 @@ def train(
     batches = (batch for begin, stop in zip([0, *ends], [*ends, settings.steps]) if stop > start
                for batch in load_batches(data, class_set, settings, max(start, begin), rank, world, device.type == 'cuda', stop))
     for learner in learners: learner.network.train()
-    watch = Watch(settings, start, log if rank == 0 else None, progress and rank == 0)
+    def so_far(): return _answer(learners, class_set, settings, objective)
+    watch = Watch(settings, start, partial(learning_rate_at, settings=settings), log if rank == 0 else None, progress and rank == 0, folder)
     with _random_state_kept(device), watch:
         for step, batch in enumerate(batches, start):
             value = training_step(learners, batch, step, settings, class_set, objective, world)
@@ -776,11 +784,11 @@ def train(
                 if learner.average is not None: follow(learner.average, learner.network, step, settings.ema_decay)
             if step + 1 in ends: data.end_pass(learners[0])
             due = step + 1 in ends or step + 1 == settings.steps or (step + 1) % settings.checkpoint_every == 0
-            watch.see(step + 1, value, look=due)
-            if due and folder is not None and rank == 0: save_checkpoint(folder, state, step + 1, about)
-    last = together([learner.network for learner in learners]).eval()
-    network = last if learners[0].average is None else together([learner.average for learner in learners])
-    segmenter = Segmenter(network, class_set, settings, None if network is last else last, repr(objective))
+            watch.see(step + 1, value, look=due, measure=partial(_validated, validate, so_far, learners) if due and validate is not None and rank == 0 else None)
+            if due and folder is not None and rank == 0:
+                watch.save(folder)
+                save_checkpoint(folder, state, step + 1, about)
+    segmenter = so_far()
     if folder is not None and rank == 0: segmenter.save(folder)
     return segmenter
 
@@ -803,24 +811,58 @@ def _random_state_kept(device):
     "Leave the caller's random numbers as they were."
     return torch.random.fork_rng(devices=[device] if device.type == 'cuda' else [])
 
+def _answer(learners, class_set, settings, objective):
+    "Make a segmenter of networks as they are: averaged, where there is an average."
+    last = together([learner.network for learner in learners])
+    network = last if learners[0].average is None else together([learner.average for learner in learners])
+    return Segmenter(network, class_set, settings, None if network is last else last.eval(), repr(objective))
+
+def _validated(validate, so_far, learners):
+    "Let somebody measure a segmenter in the middle of its training; then its networks go on learning."
+    try: return dict(validate(so_far()))
+    finally:
+        for learner in learners: learner.network.train()
+
 class Watch:
-    "The progress bar of a training: it adds up losses on the device and looks at them rarely."
-    def __init__(self, settings, start, log, progress):
-        self.settings, self.log, self.total, self.seen, self.since = settings, log, 0., 0, time.perf_counter()
-        self.bar = tqdm(total=settings.steps, initial=start, desc='train', unit='step', disable=not progress)
+    "Looks at a training: it adds up losses on the device, looks at them rarely, and tells a progress bar, a log and a file."
+    def __init__(self,
+        settings, # whatever has steps, a batch_size and a learning_rate
+        start: int, # steps made before
+        rate: Callable[[int], float], # number of a step, from 0 -> its learning rate
+        log: Callable[[dict], None] | None = None, # called with every look
+        progress: bool = True, # show a progress bar
+        folder: str | Path | None = None, # whose history is continued
+        name: str = 'train', # before the bar
+    ):
+        self.settings, self.rate, self.log, self.total, self.seen, self.since = settings, rate, log, 0., 0, time.perf_counter()
+        self.history = read_history(folder, start) if start and folder is not None and (Path(folder) / HISTORY).is_file() else []
+        self.bar = tqdm(total=settings.steps, initial=start, desc=name, unit='step', disable=not progress)
 
     def __enter__(self): return self
     def __exit__(self, *error): self.bar.close()
 
-    def see(self, done, value, look):
+    def see(self,
+        done: int, # steps made
+        value: Tensor, # loss of the last one, on the device
+        look: bool, # whether to look in any case
+        measure: Callable[[], Mapping[str, int | float]] | None = None, # other numbers of this look; its time counts as nobody's
+    ) -> None:
         "Take note of a loss; at a look, report the mean since the last look and stop if it is not a number."
         self.total, self.seen = self.total + value, self.seen + 1
+        self.bar.update()
         if not look and done % LOOK_EVERY: return
         loss, speed = float(self.total) / self.seen, self.seen * self.settings.batch_size / (time.perf_counter() - self.since)
         if not np.isfinite(loss): raise FloatingPointError(f'the loss is {loss} at step {done}; lower learning_rate (now {self.settings.learning_rate}) or set precision="fp32"')
-        self.bar.update(done - self.bar.n); self.bar.set_postfix(loss=f'{loss:.3f}', images_per_s=f'{speed:.0f}')
-        if self.log: self.log({'step': done, 'loss': loss, 'learning_rate': learning_rate_at(done - 1, self.settings), 'images_per_second': speed})
+        entry = {'step': done, 'loss': loss, 'learning_rate': self.rate(done - 1), 'images_per_second': speed}
+        entry |= {name: float(number) for name, number in (measure() if measure is not None else {}).items() if name not in entry}
+        self.bar.set_postfix(loss=f'{loss:.3f}', images_per_s=f'{speed:.0f}')
+        add_look(self.history, entry)
+        if self.log: self.log(entry)
         self.total, self.seen, self.since = 0., 0, time.perf_counter()
+
+    def save(self, folder: str | Path) -> None:
+        "Write the history; a checkpoint follows, and whoever continues it drops what came after."
+        write_history(folder, self.history)
 
 # %% ../nbs/09_training.ipynb #860ab409
 def log_to(

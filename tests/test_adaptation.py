@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from synseg_kit.adaptation import DenoisingSettings, draw_noise, generator_of, loss_weight, run_steps
 from synseg_kit.classes import ClassSet
 from synseg_kit.drift import Examiner, Health, StopRule, attention_drift, features_of, find_copies, kernel_distance, nearest, word_maps
+from synseg_kit.history import read_history
 from synseg_kit.lora import (PRESETS, WEIGHTS, LoraSettings, adapt, adapted_parts, adapter_names, add_adapter, encode_texts, encode_views, load_adapter,
                              loss_of, merge_adapters, paint_prior, remove_adapter, save_adapter, set_strength, size_numbers, target_modules, thin_matrices,
                              training_scheduler, unet_loss, without_adapters)
@@ -525,6 +526,28 @@ def test_the_loop_names_a_loss_that_is_no_number(tmp_path):
     with pytest.raises(FloatingPointError, match='step 2; lower learning_rate'):
         run_steps(network, adamw(network, DenoisingSettings()), lambda step: torch.tensor(float('nan')), DenoisingSettings(steps=4, checkpoint_every=2), tmp_path, {}, progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_loop_keeps_its_looks_and_goes_on_with_them(tmp_path):
+    def run(folder, **more):
+        torch.manual_seed(0)
+        network, settings = torch.nn.Linear(2, 1), DenoisingSettings(steps=50, checkpoint_every=15, batch_size=2)
+        run_steps(network, adamw(network, settings), lambda step: torch.tensor(float(step)), settings, folder, {}, progress=False, **more)
+    seen = []
+    run(tmp_path / 'whole', log=seen.append)
+    assert read_history(tmp_path / 'whole') == seen and [look['step'] for look in seen] == [15, 20, 30, 40, 45, 50]
+    assert [look['loss'] for look in seen] == [7., 17., 24.5, 34.5, 42., 47.]  # means of the steps since the look before
+    assert [look['learning_rate'] for look in seen] == [DenoisingSettings(steps=50).rate(look['step'] - 1) for look in seen]
+    run(tmp_path / 'broken', watch=lambda step, average: step == 30)
+    assert [look['step'] for look in read_history(tmp_path / 'broken')] == [15, 20, 30]
+    run(tmp_path / 'broken')
+    assert [(look['step'], look['loss']) for look in read_history(tmp_path / 'broken')] == [(look['step'], look['loss']) for look in seen]
+
+
+def test_an_adapter_keeps_its_looks(targets, tmp_path):
+    seen = []
+    adapt(FAMILIES['sd1'](), targets, tmp_path, LoraSettings(**FEW), log=seen.append, progress=False)
+    assert read_history(tmp_path) == seen and [look['step'] for look in seen] == [2, 4] and all(look['loss'] > 0 for look in seen)
 
 
 def test_random_numbers_of_steps_differ():

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from synseg_kit import robust, training
 from synseg_kit.classes import ClassSet
 from synseg_kit.datasets import NO_AUGMENTATION, Augmentation, Example
+from synseg_kit.history import HISTORY, read_history, write_history
 from synseg_kit.robust import ADELE, OBJECTIVES, CoTraining, Objective, Plain
 from synseg_kit.training import (CHECKPOINT, OPTIMISERS, Segmenter, SegmenterSettings, adamw, build_optimiser, build_segmenter, follow, learning_rate_at, load_batches, load_segmenter, log_to, make_learners,
                                  muon, state_of, together, train, training_state)
@@ -106,7 +107,8 @@ def test_a_killed_training_goes_on(tmp_path):
     whole = start(tmp_path / 'whole')
     assert start(tmp_path / 'killed').wait() == 0 and whole.wait() == 0
     assert (tmp_path / 'killed/model.safetensors').read_bytes() == (tmp_path / 'whole/model.safetensors').read_bytes()
-    assert sorted(os.listdir(tmp_path / 'killed')) == [CHECKPOINT, 'model.safetensors', 'segmenter.json']
+    assert sorted(os.listdir(tmp_path / 'killed')) == [CHECKPOINT, HISTORY, 'model.safetensors', 'segmenter.json']
+    assert [look['step'] for look in read_history(tmp_path / 'killed')] == [look['step'] for look in read_history(tmp_path / 'whole')] == [5, 10, 14]
 
 
 def test_how_samples_are_loaded_changes_nothing(unbroken):
@@ -171,13 +173,43 @@ def test_two_processes_train_as_one(tmp_path, objective):
     for a, b in zip(one.probabilities(images), load_segmenter(tmp_path / 'out').probabilities(images)): torch.testing.assert_close(a, b, atol=5e-3, rtol=0)
 
 
-def test_a_launcher_needs_nothing_else(tmp_path):
-    """`torchrun`, which is what `accelerate launch` calls, starts two processes of a script that only trains."""
-    (tmp_path / 'script.py').write_text(SCRIPT.replace('SMALL, sys', 'replace(SMALL, steps=1), sys').replace('import torch\n', 'import torch\nfrom dataclasses import replace\n'))
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0', tmp_path / 'script.py',
-                           Path(__file__).parent, tmp_path / 'out'], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert load_segmenter(tmp_path / 'out').class_set == SHAPES
+LAUNCHED = """
+import json
+import os
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from test_training import IN_PARALLEL, SHAPES, examples
+from synseg_kit.training import log_to, train
+
+class Tracker:
+    def log(self, values, step): looks.append({'step': step, **values})
+
+looks, rank = [], os.environ['RANK']
+segmenter = train(examples(), SHAPES, IN_PARALLEL, sys.argv[2] + '/out', log=log_to(Tracker()), progress=False)
+segmenter.save(sys.argv[2] + '/rank' + rank)
+Path(sys.argv[2], 'looks' + rank).write_text(json.dumps(looks))
+"""
+
+
+def test_accelerate_launch_trains_as_one_process(tmp_path):
+    """Two processes of a script that only trains; `--multi_gpu` is what starts several, with or without a GPU."""
+    (tmp_path / 'script.py').write_text(LAUNCHED)
+    command = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0',
+               str(tmp_path / 'script.py'), str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'HF_HOME': str(tmp_path), 'CUDA_VISIBLE_DEVICES': ''})  # no configuration of the machine's
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (load_file(tmp_path / f'rank{rank}/model.safetensors') for rank in (0, 1))
+    assert_same(first, second)
+    assert_same(first, load_file(tmp_path / 'out/model.safetensors'))
+    alone = weights(train(examples(), SHAPES, IN_PARALLEL, progress=False))
+    begin = build_segmenter(IN_PARALLEL, 3).state_dict()
+    moved, apart = (sum((alone[name] - other[name]).square().sum().item() for name in alone if alone[name].is_floating_point()) for other in (begin, first))
+    assert apart < 1e-4 * moved  # squares: one per cent of the way
+    told = [json.loads((tmp_path / f'looks{rank}').read_text()) for rank in (0, 1)]
+    assert told[1] == [] and told[0] == read_history(tmp_path / 'out') and [look['step'] for look in told[0]] == [3]
 
 
 def test_a_batch_must_be_shared_evenly():
@@ -230,7 +262,7 @@ def test_two_networks_start_with_one_encoder_and_end_as_one_segmenter(tmp_path):
     assert again.objective == segmenter.objective == repr(CoTraining())
     assert again.predict(images, short_side=64)[0].shape == (32, 32)
     assert segmenter.last.network.state_dict().keys() == weights(segmenter).keys()
-    assert sorted(os.listdir(tmp_path / 'pair')) == [CHECKPOINT, 'model.safetensors', 'segmenter.json']
+    assert sorted(os.listdir(tmp_path / 'pair')) == [CHECKPOINT, HISTORY, 'model.safetensors', 'segmenter.json']
 
 
 @pytest.mark.parametrize('name', OBJECTIVES)
@@ -361,7 +393,9 @@ def test_it_learns(unbroken):
     assert np.mean(right) > .9
 
 
-def test_numbers_go_to_trackers():
+def test_numbers_go_to_trackers(tmp_path):
+    """Accelerate makes the trackers, from its own base class, and each hears every look with the very numbers that were recorded."""
+    from accelerate import Accelerator
     from accelerate.tracking import GeneralTracker
 
     class Notebook(GeneralTracker):
@@ -373,11 +407,56 @@ def test_numbers_go_to_trackers():
 
         @property
         def tracker(self): return self.lines
-        def store_init_configuration(self, values): pass
-        def log(self, values, step=None, **kwargs): self.lines.append((step, sorted(values)))
-    one, other = Notebook(), Notebook()
-    train(examples(), SHAPES, replace(SMALL, steps=6), log=log_to(one, other), progress=False)
-    assert one.lines == other.lines == [(step, ['images_per_second', 'learning_rate', 'loss']) for step in (5, 6)]
+        def store_init_configuration(self, values): self.settings = values
+        def log(self, values, step=None, **kwargs): self.lines.append({'step': step, **values})
+    accelerator = Accelerator(cpu=True, log_with=[Notebook(), Notebook()])
+    accelerator.init_trackers('toys', config={'steps': 6})
+    trackers = accelerator.trackers
+    assert len(trackers) == 2 and all(type(one) is Notebook and one.settings == {'steps': 6} for one in trackers)
+    told = []
+    class Told:
+        def log(self, values, step): told.append({'step': step, **values})
+    settings = replace(SMALL, steps=6)
+    train(examples(), SHAPES, settings, tmp_path, log=log_to(*trackers, Told()), validate=lambda segmenter: {'miou': .25}, progress=False)
+    assert [look['step'] for look in told] == [5, 6]
+    assert trackers[0].lines == trackers[1].lines == told == read_history(tmp_path)
+    assert [look['learning_rate'] for look in told] == [learning_rate_at(step, settings) for step in (4, 5)]
+    assert all(list(look) == ['step', 'loss', 'learning_rate', 'images_per_second', 'miou'] and look['loss'] > 0 and look['images_per_second'] > 0 for look in told)
+
+
+def test_a_history_goes_on_where_the_checkpoint_ends(tmp_path):
+    settings = replace(SMALL, checkpoint_every=3)
+    def stop_late(entry):
+        if entry['step'] >= 9: raise Stopped  # after looks at 3, 6 and 9; the checkpoint is of step 6
+    with pytest.raises(Stopped): train(examples(), SHAPES, settings, tmp_path / 'broken', log=stop_late, progress=False)
+    assert [look['step'] for look in read_history(tmp_path / 'broken')] == [3, 6]
+    write_history(tmp_path / 'broken', [*read_history(tmp_path / 'broken'), {'step': 9, 'loss': 99.}])  # killed between the history and its checkpoint
+    seen = []
+    train(examples(), SHAPES, settings, tmp_path / 'broken', log=seen.append, progress=False)
+    train(examples(), SHAPES, settings, tmp_path / 'whole', progress=False)
+    def plain(looks): return [(look['step'], look['loss'], look['learning_rate']) for look in looks]
+    assert plain(read_history(tmp_path / 'broken')) == plain(read_history(tmp_path / 'whole')) and len(seen) == 3
+    (tmp_path / 'broken' / HISTORY).unlink()  # a checkpoint of an older version has none
+    (tmp_path / 'broken' / 'segmenter.json').unlink()
+    train(examples(), SHAPES, settings, tmp_path / 'broken', progress=False)
+    train(examples(), SHAPES, replace(settings, seed=1), tmp_path / 'broken', resume=False, progress=False)
+    assert [look['step'] for look in read_history(tmp_path / 'broken')] == [3, 6, 9, 12, 14]
+
+
+@pytest.mark.parametrize('changes', [{}, {'ema_decay': 0.}], ids=str)
+def test_validation_sees_the_segmenter_so_far_and_changes_nothing(unbroken, changes):
+    settings, seen, looks = replace(SMALL, **changes), [], []
+    def validate(segmenter):
+        assert not any(module.training for module in segmenter.network.modules())
+        torch.rand(7), segmenter.predict([example.image for example in examples()])
+        seen.append({name: tensor.clone() for name, tensor in weights(segmenter).items()})
+        return {'miou': len(seen) / 10, 'loss': -1.}
+    watched = train(examples(), SHAPES, settings, validate=validate, log=looks.append, progress=False)
+    plain = unbroken if not changes else train(examples(), SHAPES, settings, progress=False)
+    assert_same(weights(plain), weights(watched))
+    assert [(look['step'], look['miou']) for look in looks] == [(5, .1), (10, .2), (14, .3)] and all(look['loss'] > 0 for look in looks)
+    assert_same(seen[2], weights(watched))
+    assert not torch.equal(seen[0]['segmentation_head.0.weight'], seen[1]['segmentation_head.0.weight'])
 
 
 def test_an_objective_of_ones_own_sees_reliability():

@@ -48,6 +48,24 @@ TELL_DECISIONS = '''import json
 from IPython.display import HTML
 HTML('<pre id="told">' + json.dumps({'reviews': browser.reviews, 'names': SyntheticFolder('toyset').names}) + '</pre>')'''
 
+TRAIN = '''from PIL import Image
+from synseg_kit import toyworld
+from synseg_kit.classes import toy_objects
+from synseg_kit.curves import Curves
+from synseg_kit.datasets import Augmentation, Example
+from synseg_kit.evaluation import evaluate
+from synseg_kit.training import SegmenterSettings, train
+
+scenes = [toyworld.render(10_000_000 + i) for i in range(8)]
+examples, class_set = [Example(Image.fromarray(scene.image), scene.labels) for scene in scenes], toy_objects()
+settings = SegmenterSettings(encoder='tu-mobilenetv3_small_050', decoder_channels=(32, 24, 16, 12, 8), augmentation=Augmentation(crop=64), steps=120, batch_size=4, checkpoint_every=40)
+segmenter = train(examples, class_set, settings, 'trained', log=Curves('trained'), progress=False, validate=lambda segmenter: {'miou': evaluate(segmenter.predict, examples, class_set, progress=False).miou})'''
+TELL_TRAINING = '''import json
+from IPython.display import HTML
+from synseg_kit.history import read_history
+HTML('<pre id="told">' + json.dumps(read_history('trained')) + '</pre>')'''
+POINTS = '[...document.querySelectorAll(".ss-curve-line")].map(line => line.getAttribute("d").split("L").length)'
+
 
 def notebook(*cells):
     """A notebook of code cells."""
@@ -71,6 +89,7 @@ def lab(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp('lab')
     (folder / 'explore.ipynb').write_text(json.dumps(notebook(OPEN, TELL)))
     (folder / 'browse.ipynb').write_text(json.dumps(notebook(BROWSE, TELL_DECISIONS)))
+    (folder / 'train.ipynb').write_text(json.dumps(notebook(TRAIN, TELL_TRAINING)))
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -203,3 +222,25 @@ def test_a_sample_is_rejected(lab, tmp_path):
         page.run('void jupyterapp.commands.execute("notebook:move-cursor-down").then(() => jupyterapp.commands.execute("notebook:run-cell"))')
         told = json.loads(page.wait('document.querySelector("#told")?.textContent', 60))
         assert told == {'reviews': {'000001': 'rejected', '000002': 'accepted'}, 'names': ['000000', '000002', '000003']}
+
+
+def test_curves_appear_and_grow_while_a_training_runs(lab, tmp_path):
+    shots = Path(os.environ.get('SYNSEG_SCREENSHOTS') or tmp_path)
+    with Page(1500, 1000) as page:
+        page.open(f'{lab}/lab/tree/train.ipynb?reset')
+        page.wait('Boolean(document.querySelector(".jp-CodeCell .cm-content"))', 180)
+        wait_for_kernel(lab, 'train.ipynb')
+        page.run(f'window.seen = []; new MutationObserver(() => {{ const points = {POINTS}[0]; if (points && points !== seen.at(-1)) seen.push(points); }}).observe(document.body, {{subtree: true, childList: true, attributes: true, attributeFilter: ["d"]}})')
+        page.run('void jupyterapp.commands.execute("notebook:run-cell-and-select-next")')
+        page.wait(f'{POINTS}[0] === 6', 240)
+        seen = page.run('seen')
+        assert seen == sorted(seen) and len(seen) >= 3, seen  # it was drawn on the way, more than once
+        assert page.run(POINTS) == [6, 6, 6, 3]
+        page.hover('.ss-curve svg', .6, .5)
+        page.screenshot(shots / 'lab-curves.png')
+        page.run('void jupyterapp.commands.execute("notebook:move-cursor-down").then(() => jupyterapp.commands.execute("notebook:run-cell"))')
+        told = json.loads(page.wait('document.querySelector("#told")?.textContent', 120))
+        assert [look['step'] for look in told] == [20, 40, 60, 80, 100, 120] and [look['step'] for look in told if 'miou' in look] == [40, 80, 120]
+        shown = page.run('[...document.querySelectorAll(".ss-curve svg")].map(chart => chart.getAttribute("aria-label"))')
+        last = float(f'{told[-1]["loss"]:.3g}')
+        assert shown[0].startswith(f'loss: {last:g} at step 120')
