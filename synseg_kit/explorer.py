@@ -255,7 +255,7 @@ class Explorer(anywidget.AnyWidget):
         "Keep the explorer in one file that `load_explorer` opens without model and trace."
         binary, given = self._held(parts)
         tensors = {name: np.frombuffer(data, np.uint8) for name, data in (*binary.items(), *((f'part:{name}', data) for name, data in given.items()))}
-        return write_file(path, lambda aside: aside.write_bytes(pack({'kind': 'explorer', 'view': self.view}, tensors)))
+        return write_file(path, lambda aside: aside.write_bytes(pack({'kind': 'explorer', 'view': self.view, 'parts': [*given]}, tensors)))
 
     def page(self,
              path: Path | str,  # file to write, .html
@@ -290,7 +290,7 @@ def load_explorer(path: Path | str,  # as `Explorer.save` wrote it
     about, tensors = unpack(data)
     if about.get('kind') != 'explorer': raise ValueError(f'{path} holds no explorer; make one with explorer.save(path)')
     held = {name: tensor.tobytes() for name, tensor in tensors.items()}
-    made = {name.removeprefix('part:'): part for name, part in held.items() if name.startswith('part:')}
+    made = {name: held[f'part:{name}'] for name in about['parts']}
     explorer = Explorer().present(read_atlas(held['atlas']), {name: partial(bytes, part) for name, part in made.items()}, View(**about['view']), read_atlas(held['beside']) if 'beside' in held else None)
     explorer._made = made  # at hand already, so a page of it holds them all
     return explorer

@@ -1132,9 +1132,9 @@ class Explorer extends App {
 
   shapes(stage) {  // what a mask view shows, as [labels, [[label, name, colour, opacity], ...]]
     const { view } = this, { maps } = stage, labels = this.labels(maps, stage.which);
-    if (view.truth === 'errors' && maps.reference) return [labels.map((said, i) => disagreement(said, maps.reference[i])), APART.map((colour, k) => [k + 1, this.apartNames()[k], colour, .85])];
-    const shown = view.truth === 'reference' && maps.reference ? maps.reference : labels;
-    return [shown, [...maps.targets(this.wordsFor(maps)).map(one => [one.label, one.name, one.colour, view.opacity]), [255, 'left out', 'url(#left-out)', view.opacity]].filter(([label]) => shown.includes(label))];
+    const [shown, list] = view.truth === 'errors' && maps.reference ? [labels.map((said, i) => disagreement(said, maps.reference[i])), APART.map((colour, k) => [k + 1, this.apartNames()[k], colour, .85])]
+      : [view.truth === 'reference' && maps.reference ? maps.reference : labels, [...maps.targets(this.wordsFor(maps)).map(one => [one.label, one.name, one.colour, view.opacity]), [255, 'left out', 'url(#left-out)', view.opacity]]];
+    return [shown, list.filter(([label]) => shown.includes(label))];
   }
 
   svg() {
