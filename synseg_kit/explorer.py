@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'SELF_ATTENTION', 'POLICY', 'PREVIEWS', 'View', 'settle', 'captures', 'view_picture', 'script',
-           'stylesheet', 'page', 'Stopped', 'Explorer', 'load_explorer', 'reference_of', 'serves', 'parts_of',
-           'previews_part', 'other_words', 'Plain', 'Studio', 'explore']
+           'stylesheet', 'page', 'Stopped', 'Explorer', 'load_explorer', 'reference_of', 'previews_part', 'serves',
+           'parts_of', 'other_words', 'Plain', 'Studio', 'explore']
 
 # %% ../nbs/12b_explorer.ipynb #3006c37a
 import base64
@@ -308,6 +308,19 @@ def reference_of(reference,  # a mask of class ids; a Segmenter; a function from
     labels, = getattr(reference, 'predict', reference)([to_image(image).copy()])
     return np.asarray(labels), 'the segmenter'
 
+# %% ../nbs/12b_explorer.ipynb #prevp001
+PREVIEWS = 50  # steps whose expectation is decoded, at most
+
+
+def previews_part(seen: 'Foresight',
+                  size: tuple[int, int],  # height and width of the image, in pixels
+                  index: int = 0,  # of the image
+                  ) -> bytes:
+    "Decode what the model expected the image to become, after each step or evenly after some."
+    count = len(seen)
+    steps = sorted({round(k * (count - 1) / max(1, PREVIEWS - 1)) for k in range(PREVIEWS)})
+    return film_part(seen.pictures(index, steps, size, PREVIEW), steps)
+
 # %% ../nbs/12b_explorer.ipynb #ccd146d8
 def serves(trace: 'Trace',
            made: 'Recipe',
@@ -343,19 +356,6 @@ def parts_of(atlas: Atlas,
     if previews is not None: parts['previews'] = partial(previews_part, previews, to_image(image).shape[:2], index)
     if pipe is not None: parts['words'] = partial(other_words, pipe, image, traces[0].prompt_of(index))
     return parts
-
-
-PREVIEWS = 50  # steps whose expectation is decoded, at most
-
-
-def previews_part(seen: 'Foresight',
-                  size: tuple[int, int],  # height and width of the image, in pixels
-                  index: int = 0,  # of the image
-                  ) -> bytes:
-    "Decode what the model expected the image to become, after each step or evenly after some."
-    count = len(seen)
-    steps = sorted({round(k * (count - 1) / max(1, PREVIEWS - 1)) for k in range(PREVIEWS)})
-    return film_part(seen.pictures(index, steps, size, PREVIEW), steps)
 
 
 def other_words(pipe: 'DiffusionPipeline',
