@@ -291,7 +291,7 @@ class Explorer extends App {
 
   ask(name) {
     const { maps } = this;
-    if (maps && !maps.has.has(name) && super.ask(name)) this.say(`fetching ${name === 'previews' ? 'what the model expected' : name.replace('mask:', 'the mask by ')} …`);
+    if (maps && !maps.has.has(name) && super.ask(name)) this.say(`fetching ${{ previews: 'what the model expected', self: 'self-attention', layers: 'layers and heads' }[name] ?? name.replace('mask:', 'the mask by ')} …`);
   }
 
   async received(message, buffers) {
