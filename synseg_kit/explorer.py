@@ -151,6 +151,7 @@ def page(values: Mapping[str, Any],  # what the script's model holds, as JSON ha
          parts: Mapping[str, bytes],  # what it may ask for
          scripts: Sequence[str] = ('base', 'maps', 'explorer', 'page'),
          title: str = 'Explorer',
+         policy: str = POLICY,  # what it may fetch
          ) -> str:  # HTML
     "Write a page that needs neither kernel nor network."
     ids = {name: f'part{i}' for i, name in enumerate(parts)}
@@ -161,7 +162,7 @@ def page(values: Mapping[str, Any],  # what the script's model holds, as JSON ha
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title>
 <link rel="icon" href="data:,">
@@ -184,7 +185,8 @@ class Stopped(Exception):
 
 class Explorer(anywidget.AnyWidget):
     "Where each word of a prompt looks."
-    _esm = script('base', 'maps', 'explorer') + '\nexport default { render };\n'
+    scripts = ('base', 'maps', 'explorer')
+    _esm = script(*scripts) + '\nexport default { render };\n'
     _css = stylesheet()
     atlas = traitlets.Bytes().tag(sync=True)  # what `Atlas.to_bytes` wrote; empty: nothing yet
     beside = traitlets.Bytes().tag(sync=True)  # of a second run; empty: there is none
@@ -240,7 +242,7 @@ class Explorer(anywidget.AnyWidget):
                 ) -> str:
         "Write the explorer as a page that needs neither kernel nor network."
         binary, given = self._held(parts)
-        return page({'view': self.view, 'offers': [*given]}, binary, given, title=self.shown.text)
+        return page({'view': self.view, 'offers': [*given]}, binary, given, (*self.scripts, 'page'), self.shown.text)
 
     def _held(self, parts):
         "Gather what a file is to hold: what the script's model has in bytes, and the parts."

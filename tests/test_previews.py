@@ -35,7 +35,7 @@ def test_it_is_what_diffusers_says(Scheduler, kind):
 @pytest.mark.parametrize('options', [{}, {'algorithm_type': 'sde-dpmsolver++'}, {'use_karras_sigmas': True}, {'prediction_type': 'v_prediction'}])
 def test_dpm_solver_agrees(options):
     scheduler = DPMSolverMultistepScheduler(**options)
-    for output, t, sample, made in walk(scheduler, lambda x, t: torch.randn(x.shape, generator=torch.Generator().manual_seed(int(t)))):
+    for output, t, sample, _ in walk(scheduler, lambda x, t: torch.randn(x.shape, generator=torch.Generator().manual_seed(int(t)))):
         torch.testing.assert_close(clean_latents(scheduler, output, t, sample), scheduler.model_outputs[-1], rtol=2e-3, atol=2e-3)
 
 

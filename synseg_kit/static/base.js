@@ -244,6 +244,17 @@ function choice(label, options, value, onpick) {
 
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 
+// What a widget listens to where there is no notebook: values by name, and who wants to know of them.
+class Model {
+  constructor(values) { this.values = values; this.listeners = new Map(); }
+  get(name) { return this.values[name]; }
+  set(name, value) { this.values[name] = value; }
+  save_changes() {}
+  on(name, act) { this.listeners.set(name, [...this.listeners.get(name) ?? [], act]); }
+  off(name, act) { this.listeners.set(name, (this.listeners.get(name) ?? []).filter(one => one !== act)); }
+  tell(name, ...what) { for (const act of this.listeners.get(name) ?? []) act(...what); }
+}
+
 // What every widget of ours is: a root, a model that it listens to, and parts that it asks for once.
 class App {
   constructor(model, root, values) { Object.assign(this, { model, root, view: { ...model.get('view') }, off: [], asked: new Set() }, values); }

@@ -867,7 +867,7 @@ class Explorer extends App {
   baseText() {  // what lies under the heat
     const { maps } = this, at = this.rangeFor(maps)[1];
     if (!maps.previews || this.view.base !== 'expected') return '';
-    return at < maps.count - 1 ? `on the image as expected at step ${maps.steps[at] + 1}` : 'on the finished image; choose a step for an expected one';
+    return at < maps.count - 1 ? `on the image as expected at step ${maps.steps[at] + 1}` : 'on the finished image';
   }
 
   colour(name) {  // read once for each theme
