@@ -79,7 +79,9 @@ class Served:
 
     def close(self) -> None:
         "Stop serving."
+        if not self.thread.is_alive(): return  # somebody has done so already
         self.server.shutdown()
+        self.thread.join()
         self.server.server_close()
         self.widget.unobserve(self._note, self.names)
         self.widget.send = self._send
