@@ -194,4 +194,4 @@ def browse(dataset: 'SyntheticFolder | Path | str',  # finished
            view: Mapping[str, Any] | None = None,  # what differs from PLAIN_VIEW
            ) -> Browser:
     "Look through a dataset, and keep or reject its samples."
-    return Browser(getattr(dataset, 'root', dataset), view)
+    return Browser(dataset if isinstance(dataset, str | Path) else dataset.root, view)  # a path has a root too, the file system's

@@ -295,7 +295,7 @@ class Explorer extends App {
   }
 
   async received(message, buffers) {
-    if (message.error) { this.asked.clear(); this.say(message.error, true); return; }
+    if (message.error) { this.asked.clear(); this.say(message.error, true); this.touch(LOOK); return; }
     if (message.file) { download(message.file, buffers[0], message.type); this.say(`saved ${message.file}`); return; }
     const { maps } = this;
     if (message.part && maps) {
@@ -918,9 +918,8 @@ class Explorer extends App {
     const context = canvas.getContext('2d'), [first, last] = view.steps ?? maps.all, unit = width / maps.count, each = Math.ceil(.6 * height / unit);  // steps that share a picture
     context.clearRect(0, 0, width, height);
     for (let s = 0; s < maps.count; s += each) {
-      const at = Math.max(0, maps.previewAt(Math.min(s + (each >> 1), maps.count - 1))), wide = unit * Math.min(each, maps.count - s), tall = previews.width * height / wide;
-      const [w, t] = tall < previews.height ? [previews.width, tall] : [previews.height * wide / height, previews.height];  // cut, not squeezed
-      context.drawImage(previews.colour, (previews.width - w) / 2, at * previews.height + (previews.height - t) / 2, w, t, s * unit, 0, wide, height);
+      const at = Math.max(0, maps.previewAt(Math.min(s + (each >> 1), maps.count - 1))), wide = unit * Math.min(each, maps.count - s), whole = height * previews.width / previews.height, shown = Math.min(wide, whole), cut = previews.width * shown / whole;
+      context.drawImage(previews.colour, (previews.width - cut) / 2, at * previews.height, cut, previews.height, s * unit + (wide - shown) / 2, 0, shown, height);  // cut at the sides where there is no room, never squeezed
     }
     if (!view.steps) return;
     context.fillStyle = this.colour('--paper');
