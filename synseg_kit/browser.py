@@ -139,7 +139,8 @@ PLAIN_VIEW = {'state': 'all', 'class_id': None, 'order': 'number', 'opacity': .5
 
 class Browser(anywidget.AnyWidget):
     "Every sample of a dataset, to keep or reject."
-    _esm = script('base', 'browser') + '\nexport default { render };\n'
+    scripts = ('base', 'browser')
+    _esm = script(*scripts) + '\nexport default { render };\n'
     _css = stylesheet()
     atlas = traitlets.Bytes().tag(sync=True)  # what `samples_part` wrote
     offers = traitlets.List(traitlets.Unicode()).tag(sync=True)  # parts that can be asked for, and 'review'
@@ -186,11 +187,11 @@ class Browser(anywidget.AnyWidget):
              ) -> Path:
         "Save the browser as a page of its own, to look and not to decide."
         parts = {name: self.part(name) for name in self.offers if name != 'review' and (name == 'facts' or int(name.split(':')[1]) * PER_PAGE < most)}
-        return write_text(path, page({'view': self.view, 'offers': list(parts)}, {'atlas': samples_part(self.root)}, parts, ('base', 'browser', 'page'), self.root.name))
+        return write_text(path, page({'view': self.view, 'offers': list(parts)}, {'atlas': samples_part(self.root)}, parts, (*self.scripts, 'page'), self.root.name))
 
 
 def browse(dataset: 'SyntheticFolder | Path | str',  # finished
            view: Mapping[str, Any] | None = None,  # what differs from PLAIN_VIEW
            ) -> Browser:
     "Look through a dataset, and keep or reject its samples."
-    return Browser(getattr(dataset, 'root', dataset), view)
+    return Browser(dataset if isinstance(dataset, str | Path) else dataset.root, view)  # a path has a root too, the file system's

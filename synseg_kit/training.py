@@ -41,14 +41,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .classes import ClassSet, check_labels
-<<<<<<< HEAD
 from .datasets import Augmentation, Batch, Draws, Example, Examples, build_transform, collate, draw_order, number_seed
 from .files import differences, write_file, write_text
-=======
-from .datasets import Augmentation, Batch, Draws, Example, Examples, build_transform, collate, differences, draw_order, number_seed
-from .files import write_file, write_text
 from .history import HISTORY, add_look, read_history, write_history
->>>>>>> wt-widgets
 from .robust import IGNORE, Lesson, Network, Objective, correct_labels
 from .robust import objective as objective_by_name
 

@@ -119,6 +119,10 @@ def test_its_page_asks_nobody(dataset, tmp_path):
     assert "default-src 'none'" in text and json.loads(re.search(r'id="values">(.*?)</script>', text)[1])['parts'] == {'page:0': 'part0', 'facts': 'part1'}
 
 
+def test_a_dataset_may_be_named_by_its_folder(dataset):
+    for named in (dataset, dataset.root, str(dataset.root)): assert browse(named).root == dataset.root
+
+
 def test_large_class_sets(tmp_path):
     many = ClassSet('many', tuple(f'thing{i}' for i in range(300)), void=1000)
     with SampleWriter(tmp_path / 'many', many, 1, 1) as writer:

@@ -6,6 +6,8 @@ import shlex
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 
 import farm
 import nbformat
@@ -15,7 +17,7 @@ from tiny import tiny_pipeline
 from synseg_kit import cli
 from synseg_kit.toyworld import shipped
 
-COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'sweep', 'results', 'words', 'explore', 'check', 'pack', 'unpack', 'merge', 'split', 'statistics')
+COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'sweep', 'results', 'words', 'explore', 'lab', 'check', 'pack', 'unpack', 'merge', 'split', 'statistics')
 
 
 def synseg(*arguments, folder=None):
@@ -501,6 +503,54 @@ def test_the_life_of_a_dataset(capsys, tmp_path):
     assert '1 of 7 mask files' not in said('check', made.root, '--classes', 'voc')
 
 
+def test_a_window_to_explore_ends_with_its_process(tmp_path):
+    """`synseg explore` without --out prints an address, serves it, and ends when interrupted."""
+    import signal
+    made = farm.write(tmp_path / 'made')
+    command = [sys.executable, '-c', 'import sys; from synseg_kit.cli import main; sys.exit(main())', 'explore', str(made.root), '--no-browser']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            url = process.stdout.readline().strip()
+            assert re.fullmatch(r'http://127\.0\.0\.1:\d+/\?token=\S{32}', url)
+            with urllib.request.urlopen(url, timeout=30) as answer: assert b'class Browser' in answer.read()
+            with pytest.raises(urllib.error.HTTPError, match='403'): urllib.request.urlopen(url.partition('?')[0], timeout=30)
+        finally: process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130 and 'Traceback' not in process.stderr.read()
+
+
+def test_installed_notebooks_are_copied_and_never_overwritten(tmp_path, monkeypatch):
+    from synseg_kit import toyworld
+    runs = tmp_path / 'package/runs'
+    runs.mkdir(parents=True)
+    for name in ('quickstart', 'voc'): (runs / f'{name}.ipynb').write_text('{}')
+    monkeypatch.setattr(toyworld, 'shipped', lambda name: tmp_path / 'package' / name)
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine/voc.ipynb').write_text('my own')
+    start = cli.notebooks_of(tmp_path / 'mine')
+    assert start == tmp_path / 'mine/start.ipynb' and (tmp_path / 'mine/voc.ipynb').read_text() == 'my own' and (tmp_path / 'mine/quickstart.ipynb').read_text() == '{}'
+    code = [''.join(cell['source']) for cell in json.loads(start.read_text())['cells'] if cell['cell_type'] == 'code']
+    compile(code[0], 'start', 'exec')
+    start.write_text('changed')
+    assert cli.notebooks_of(tmp_path / 'mine').read_text() == 'changed'
+
+
+def test_lab_listens_here_alone_and_wants_its_token(tmp_path, monkeypatch):
+    """What JupyterLab is told; that it keeps to it is tried in tests/browser."""
+    told = {}
+    monkeypatch.setattr(subprocess, 'run', lambda command, env: told.update(command=command, env=env) or subprocess.CompletedProcess(command, 3))
+    monkeypatch.delenv('JUPYTER_TOKEN', raising=False)
+    assert cli.main(['lab', '--no-browser', '--port', '8890', '--folder', str(tmp_path)]) == 3
+    command = told['command']
+    assert {'--ServerApp.ip=127.0.0.1', '--ServerApp.port=8890', '--no-browser', '--LabApp.default_url=/lab/tree/index.ipynb', '--LabApp.news_url='} <= set(command)
+    assert len(told['env']['JUPYTER_TOKEN']) == 48 and told['env']['JUPYTER_TOKEN'] not in ' '.join(command)
+
+
+def test_lab_says_what_is_missing(monkeypatch, capsys):
+    import importlib.util
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    assert 'pip install jupyterlab' in error_line(capsys, 'lab')
+
+
 def test_train_takes_shards_and_parts(tmp_path, capsys):
     """Not the training, which has tests of its own: what is opened for it."""
     made = farm.write(tmp_path / 'made')
@@ -521,5 +571,5 @@ def test_pages_to_explore(tmp_path, capsys):
     assert cli.main(['generate', '--out', str(tmp_path / 'data'), '--count', '2', '--steps', '2', '--block-size', '2']) == 0
     assert cli.main(['explore', str(tmp_path / 'data'), '--out', str(tmp_path / 'data.html')]) == 0 and '"page:0": "part0"' in (tmp_path / 'data.html').read_text()
     capsys.readouterr()
-    for wrong, message in ((['toy', '--out', 'x.html'], 'say with --prompt'), (['toy', '--prompt', 'cat', '--out', 'x.png'], 'ends in .html'), ([tmp_path / 'data', '--prompt', 'a', '--out', 'x.html'], 'has its own prompts')):
+    for wrong, message in (([tmp_path / 'data', '--segmenter', 'x'], 'leave --segmenter out'), (['toy', '--out', 'x.html'], 'say with --prompt'), (['toy', '--prompt', 'cat', '--out', 'x.png'], 'ends in .html'), ([tmp_path / 'data', '--prompt', 'a', '--out', 'x.html'], 'has its own prompts')):
         assert message in error_line(capsys, 'explore', *wrong)

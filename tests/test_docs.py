@@ -277,6 +277,18 @@ def test_live_pages_stand_in_the_page(make, cell):
     assert 'Explorer()' not in html and (make.site / 'explorer.html').read_text() == EXPORT
 
 
+def test_an_explorer_that_was_kept_is_live_with_a_view_of_its_own(make, root):
+    (make.root / 'nbs/images').mkdir(exist_ok=True)
+    shutil.copyfile(root / 'nbs/images/explorer.safetensors', make.root / 'nbs/images/explorer.safetensors')
+    same = code('#| docs-embed: images/explorer.safetensors 700\nx', shown(text__plain='a picture'))
+    html = article(make(same, same, code('#| docs-embed: images/explorer.safetensors 700 {"panel": "mask", "words": ["dog"]}\nx')))
+    assert re.findall(r'<iframe src="([^"]*)" title="([^"]*)" height="(\d+)"', html) == [(address, 'a photo of a cat and a dog on grass', '700') for address in ('live/explorer.html', 'live/explorer.html', 'live/explorer-2.html')]
+    assert 'a picture' not in html
+    views = [json.loads(re.search(r'id="values">(.*?)</script>', (make.site / f'live/{name}.html').read_text())[1])['values']['view'] for name in ('explorer', 'explorer-2')]
+    assert [(view['panel'], view['words']) for view in views] == [('look', [4]), ('mask', [7])]
+    with pytest.raises(ValueError, match="'wolf' is no word here"): make(code('#| docs-embed: images/explorer.safetensors 700 {"words": ["wolf"]}'))
+
+
 @pytest.mark.parametrize(('cell', 'complaint'), [
     (markdown('[x](01_gone.ipynb)'), 'the link to 01_gone.ipynb leads to no page'),
     (markdown('[x](../../README.md)'), 'leads to no page'),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from synseg_kit.atlas import VOID, Atlas, AtlasClass, AtlasWord, colour_tables, local_labels, pack, quantise, read_atlas, shrink, unpack
 from synseg_kit.classes import ClassSet, cityscapes, toy_objects
-from synseg_kit.explorer import CHOICES, Explorer, Plain, Studio, View, captures, explore, page, parts_of, script, serves, settle, stylesheet, view_picture
+from synseg_kit.explorer import CHOICES, PREVIEWS, Explorer, Plain, Studio, View, captures, explore, load_explorer, page, parts_of, reference_of, script, serves, settle, stylesheet, view_picture
 
 TOYS = toy_objects()
 
@@ -80,7 +80,7 @@ def test_an_atlas_comes_back_as_it_was():
     classes = (AtlasClass(6, 'cat', '#ffcc00'),)
     reference = np.zeros((24, 32), np.uint8)
     reference[:3], reference[3] = 1, VOID
-    atlas = made_up(classes=classes, reference=reference, layers=(('up.0', 6, 8, 4),), self_grid=(6, 8), recipes=('otsu',), title='one', code='x = 1')
+    atlas = made_up(classes=classes, reference=reference, layers=(('up.0', 6, 8, 4),), self_grid=(6, 8), recipes=('otsu',), title='one', code='x = 1', reference_name='the segmenter')
     again = read_atlas(atlas.to_bytes())
     for field in fields(Atlas):
         one, other = getattr(atlas, field.name), getattr(again, field.name)
@@ -235,6 +235,27 @@ def test_nothing_in_a_prompt_ends_a_script():
     assert stylesheet().count('{') == stylesheet().count('}') and '@import' not in stylesheet() and 'url(' not in stylesheet()
 
 
+def test_an_explorer_kept_in_a_file_is_the_same_explorer(tmp_path):
+    one, other = made_up(layers=(('up.0', 6, 8, 1),)), made_up(('a', 'dog'), title='right')
+    explorer = explore(one, view=View(['dog'], (1, 2), panel='mask'), beside=other)
+    explorer.parts['layers'] = lambda: pack({'part': 'layers'}, {'layer.0': np.zeros((1, 4, 6, 8), np.uint8), 'layer.0.scale': np.zeros((1, 4, 2), np.float32)})
+    explorer.parts['words'] = lambda text: b''
+    path = explorer.save(tmp_path / 'one.safetensors')
+    again = load_explorer(path)
+    assert again.to_html() == explorer.to_html() and again.offers == ['layers', 'page'] and View(**again.view) == View(**explorer.view)
+    assert again.save(tmp_path / 'two.safetensors').read_bytes() == path.read_bytes()
+    (tmp_path / 'atlas').write_bytes(one.to_bytes())
+    with pytest.raises(ValueError, match='holds no explorer'): load_explorer(tmp_path / 'atlas')
+    with pytest.raises(ValueError, match='nothing to show yet'): Explorer().save(tmp_path / 'three.safetensors')
+
+
+def test_the_run_that_the_docs_show_is_small_and_whole(root):
+    path = root / 'nbs/images/explorer.safetensors'
+    explorer = load_explorer(path)
+    assert path.stat().st_size < 1e6 and explorer.shown.text == 'a photo of a cat and a dog on grass' and explorer.shown.reference_name == 'the segmenter'
+    assert explorer.offers == ['layers', 'self', 'previews', 'mask:daam', 'mask:otsu', 'mask:synseg', 'page'] and len(explorer.to_html()) < 1e6
+
+
 # the widget
 
 def test_explore_says_what_it_takes(run):
@@ -308,6 +329,62 @@ def test_a_studio_generates_and_can_be_stopped(pipe):
     studio.answer({'ask': 'generate', 'prompt': ' '.join(['cat'] * 60), 'steps': 2, 'seed': 1})
     studio.worker.join(120)
     assert studio.status['error'].startswith('PromptTooLong')
+
+
+class HalfDog:
+    """Labels the left half of every image as a dog."""
+    class_set = TOYS
+
+    def predict(self, images):
+        labels = [np.zeros(np.asarray(image).shape[:2], np.uint8) for image in images]
+        for one in labels: one[:, :one.shape[1] // 2] = TOYS.id_of('dog')
+        return labels
+
+
+def test_a_segmenter_is_a_reference(run):
+    trace, layers, image, _ = run
+    for segmenter in (HalfDog(), HalfDog().predict):
+        shown = explore(trace, image, TOYS, reference=segmenter).shown
+        assert shown.reference_name == 'the segmenter' and [one.name for one in shown.classes] == ['cat', 'dog']
+        assert (shown.reference[:, :64] == 2).all() and (shown.reference[:, 64:] == 0).all()
+    mask = np.zeros((128, 128), np.uint8)
+    assert reference_of(mask, image, TOYS) == (mask, '') and reference_of(None, image, None) == (None, '')
+    with pytest.raises(ValueError, match="knows the classes of 'toy', the explorer those of 'cityscapes'"): reference_of(HalfDog(), image, cityscapes())
+    with pytest.raises(ValueError, match='give both the same class_set'): explore(trace, image, reference=HalfDog())
+    with pytest.raises(TypeError, match='reference is a segmenter here, got ndarray'): Studio(None, TOYS, reference=mask)
+
+
+def test_a_studio_keeps_what_the_model_expected_and_asks_a_segmenter(pipe):
+    import io
+
+    from PIL import Image
+    studio = Studio(pipe, TOYS, guidance_scale=3., reference=HalfDog()).generate('a cat', 3, 1)
+    assert 'previews' in studio.offers and (studio.shown.reference[:, :64] == 1 + [one.name for one in studio.shown.classes].index('dog')).all()
+    assert 'previews' not in studio._made and 'part1' not in studio.to_html()[-400:]  # nothing is decoded until somebody looks
+    about, tensors = unpack(studio.part('previews'))
+    film = np.asarray(Image.open(io.BytesIO(tensors['film'].tobytes()))).astype(int)
+    assert about == {'part': 'previews', 'steps': [0, 1, 2], 'size': [128, 128]} and film.shape == (384, 128, 3)
+    assert abs(film[256:] - studio.shown.image).mean() < 3 < abs(film[:128] - studio.shown.image).mean()
+    assert '"previews": "part' in studio.to_html()
+
+
+def test_of_long_runs_some_steps_are_decoded():
+    from synseg_kit.explorer import previews_part
+
+    class Long:
+        def __len__(self): return 120
+        def pictures(self, index, steps, size, side): return [np.zeros((8, 8, 3), np.uint8)] * len(steps)
+    about, _ = unpack(previews_part(Long(), (8, 8)))
+    assert len(about['steps']) == PREVIEWS and about['steps'][0] == 0 and about['steps'][-1] == 119 and set(np.diff(about['steps'])) <= {2, 3}
+
+
+def test_a_scheduler_that_tells_nothing_is_no_hindrance(pipe):
+    from diffusers import HeunDiscreteScheduler
+    before = pipe.scheduler
+    try:
+        pipe.scheduler = HeunDiscreteScheduler(prediction_type='v_prediction')
+        assert 'previews' not in Studio(pipe, TOYS).generate('a cat', 2).offers
+    finally: pipe.scheduler = before
 
 
 def test_plain_widgets_show_the_same():

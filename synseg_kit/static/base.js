@@ -123,6 +123,30 @@ function countPieces(labels, height, width) {
   return pieces;
 }
 
+// The outlines of a label as an SVG path: marching squares between the centres of pixels, so that every centre is on its own side; the inside lies to the right.
+const TOP = [0, -1], RIGHT = [1, 0], BOTTOM = [0, 1], LEFT = [-1, 0];
+const TURNS = [[], [[LEFT, BOTTOM]], [[BOTTOM, RIGHT]], [[LEFT, RIGHT]], [[RIGHT, TOP]], [[RIGHT, TOP], [LEFT, BOTTOM]], [[BOTTOM, TOP]], [[LEFT, TOP]],
+  [[TOP, LEFT]], [[TOP, BOTTOM]], [[TOP, LEFT], [BOTTOM, RIGHT]], [[TOP, RIGHT]], [[RIGHT, LEFT]], [[RIGHT, BOTTOM]], [[BOTTOM, LEFT]], []];
+
+function outlines(labels, height, width, label) {
+  const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && labels[y * width + x] === label;
+  const wide = 2 * width + 3, next = new Map(), parts = [];  // places in halves of a pixel
+  for (let y = 0; y <= height; y++) for (let x = 0; x <= width; x++) {
+    const corners = inside(x - 1, y - 1) << 3 | inside(x, y - 1) << 2 | inside(x, y) << 1 | inside(x - 1, y);
+    for (const [from, to] of TURNS[corners]) next.set((2 * y + from[1] + 1) * wide + 2 * x + from[0] + 1, (2 * y + to[1] + 1) * wide + 2 * x + to[0] + 1);
+  }
+  while (next.size) {
+    const ring = [];
+    for (let at = next.keys().next().value; next.has(at);) { ring.push([at % wide - 1, Math.floor(at / wide) - 1]); const to = next.get(at); next.delete(at); at = to; }
+    const turns = ring.filter(([x, y], i) => {  // points on a straight line are left out
+      const [a, b] = ring.at(i - 1), [c, d] = ring[(i + 1) % ring.length];
+      return (x - a) * (d - y) !== (y - b) * (c - x);
+    });
+    parts.push(`M${turns.map(([x, y]) => `${x / 2} ${y / 2}`).join('L')}Z`);
+  }
+  return parts.join('');
+}
+
 function toTable(rgb, from = 0) {  // 256 colours as the words of an image
   const table = new Uint32Array(256);
   for (let i = 0; i < 256; i++) table[i] = 0xff000000 | rgb[from + 3 * i + 2] << 16 | rgb[from + 3 * i + 1] << 8 | rgb[from + 3 * i];
@@ -158,9 +182,16 @@ class Sheet {
   show() { this.context.putImageData(this.pixels, 0, 0); return this.canvas; }
 }
 
-async function decodePicture(bytes) {
-  const type = bytes[0] === 0x89 ? 'image/png' : 'image/jpeg';
-  return createImageBitmap(new Blob([bytes], { type }));
+function greyed({ data }) { for (let i = 0; i < data.length; i += 4) data[i] = data[i + 1] = data[i + 2] = .299 * data[i] + .587 * data[i + 1] + .114 * data[i + 2]; }
+
+const typeOf = bytes => bytes[0] === 0x89 ? 'image/png' : 'image/jpeg';
+
+async function decodePicture(bytes) { return createImageBitmap(new Blob([bytes], { type: typeOf(bytes) })); }
+
+function dataURL(bytes) {
+  let text = '';
+  for (const byte of bytes) text += String.fromCharCode(byte);
+  return `data:${typeOf(bytes)};base64,${btoa(text)}`;
 }
 
 function download(name, content, type = 'application/octet-stream') {
@@ -212,3 +243,38 @@ function choice(label, options, value, onpick) {
 }
 
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
+
+// What a widget listens to where there is no notebook: values by name, and who wants to know of them.
+class Model {
+  constructor(values) { this.values = values; this.listeners = new Map(); }
+  get(name) { return this.values[name]; }
+  set(name, value) { this.values[name] = value; }
+  save_changes() {}
+  on(name, act) { this.listeners.set(name, [...this.listeners.get(name) ?? [], act]); }
+  off(name, act) { this.listeners.set(name, (this.listeners.get(name) ?? []).filter(one => one !== act)); }
+  tell(name, ...what) { for (const act of this.listeners.get(name) ?? []) act(...what); }
+}
+
+// What every widget of ours is: a root, a model that it listens to, and parts that it asks for once.
+class App {
+  constructor(model, root, values) { Object.assign(this, { model, root, view: { ...model.get('view') }, off: [], asked: new Set() }, values); }
+  listen(name, act) { this.model.on(name, act); this.off.push(() => this.model.off(name, act)); }
+  offers(name) { return (this.model.get('offers') ?? []).includes(name); }
+  ask(name) {  // whether it is on its way now
+    if (this.asked.has(name) || !this.offers(name)) return false;
+    this.asked.add(name);
+    this.model.send({ ask: name });
+    return true;
+  }
+  close() { this.off.forEach(undo => undo()); }
+}
+
+function opens(Kind) {  // the function that a notebook calls with a model and a place
+  return ({ model, el }) => {
+    const root = h('div', {});
+    el.append(root);
+    const app = new Kind(model, root);
+    root.explorer = app;
+    return () => app.close();
+  };
+}

@@ -2,22 +2,18 @@
 
 const MARKS = { accepted: '✓', rejected: '✕' };
 
-class Browser {
+class Browser extends App {
   constructor(model, root) {
-    Object.assign(this, { model, root, pages: new Map(), asked: new Set(), facts: null, at: 0, changed: {}, shown: [], cells: new Map() });
+    super(model, root, { pages: new Map(), facts: null, at: 0, changed: {}, shown: [], cells: new Map() });
     const { about } = unpack(model.get('atlas'));
     Object.assign(this, { samples: about.samples, classes: about.classes, per: about.per_page, size: about.size });
-    this.view = { ...model.get('view') };
-    this.off = [followTheme(root)];
+    this.off.push(followTheme(root));
     this.build();
     this.listen('msg:custom', (message, buffers) => this.received(message, buffers));
     this.filter();
   }
 
-  listen(name, act) { this.model.on(name, act); this.off.push(() => this.model.off(name, act)); }
-  close() { clearTimeout(this.sending); this.watch.disconnect(); this.off.forEach(undo => undo()); this.pages.forEach(page => page.urls.forEach(URL.revokeObjectURL)); }
-  offers(name) { return (this.model.get('offers') ?? []).includes(name); }
-  ask(name) { if (!this.asked.has(name) && this.offers(name)) { this.asked.add(name); this.model.send({ ask: name }); } }
+  close() { super.close(); clearTimeout(this.sending); this.watch.disconnect(); this.pages.forEach(page => page.urls.forEach(URL.revokeObjectURL)); }
 
   build() {
     const { root } = this;
@@ -145,10 +141,4 @@ class Browser {
   }
 }
 
-function render({ model, el }) {
-  const root = h('div', {});
-  el.append(root);
-  const app = new Browser(model, root);
-  root.explorer = app;
-  return () => app.close();
-}
+const render = opens(Browser);

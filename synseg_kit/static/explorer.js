@@ -2,6 +2,7 @@
 
 const STAGE = 1, RANK = 2, STRIP = 4, TIME = 8, GALLERY = 16, MASK = 32, SAVE = 64, STATUS = 128, LOOK = 256, ALL = 511;
 const NO_EDIT = 254;
+const APART = ['#0072b2', '#d55e00', '#cc79a7'];  // missed, claimed without cause, another class: colours that everybody can tell apart
 
 class Stage {
   constructor(app, maps, which) {
@@ -17,6 +18,8 @@ class Stage {
     this.labelSheet = new Sheet(maps.width, maps.height);
     this.photo = newCanvas(this.width, this.height);
     this.grey = newCanvas(this.width, this.height);
+    this.then = { at: -1, photo: newCanvas(this.width, this.height), grey: newCanvas(this.width, this.height) };  // what the model expected
+    this.under = this;
     this.winner = new Sheet(Math.round(this.width / 2), Math.round(this.height / 2));
     this.caption = h('figcaption', { class: 'ss-caption' });
     this.node = h('figure', { class: 'ss-stage' }, this.canvas, this.caption);
@@ -27,10 +30,30 @@ class Stage {
     const bitmap = await decodePicture(this.maps.picture), photo = this.photo.getContext('2d');
     photo.imageSmoothingEnabled = this.width < 2.5 * bitmap.width || bitmap.width > 96;
     photo.drawImage(bitmap, 0, 0, this.width, this.height);
-    const pixels = photo.getImageData(0, 0, this.width, this.height), { data } = pixels;
-    for (let i = 0; i < data.length; i += 4) data[i] = data[i + 1] = data[i + 2] = .299 * data[i] + .587 * data[i + 1] + .114 * data[i + 2];
+    const pixels = photo.getImageData(0, 0, this.width, this.height);
+    greyed(pixels);
     this.grey.getContext('2d').putImageData(pixels, 0, 0);
     this.small = new Map();
+  }
+
+  ground(range) {  // what lies under the heat: the image, or what the model expected it to be when the last of these steps was made
+    const { app, maps, then, which } = this, at = app.view.base === 'expected' && !which && range[1] < maps.count - 1 ? maps.previewAt(range[1]) : -1;
+    if (at < 0) return this;
+    if (then.at !== at || then.film !== maps.previews) {
+      const { colour, grey, width, height } = maps.previews;
+      for (const [to, from] of [[then.photo, colour], [then.grey, grey]]) to.getContext('2d').drawImage(from, 0, at * height, width, height, 0, 0, this.width, this.height);
+      Object.assign(then, { at, film: maps.previews });
+    }
+    return then;
+  }
+
+  source(grey) {  // what lies under a mask as a small file, to be put into another
+    const { maps, then } = this, film = this.under === then && maps.previews;
+    if (!grey && !film) return dataURL(maps.picture);
+    const { width, height } = film || maps, canvas = newCanvas(width, height);
+    if (film) canvas.getContext('2d').drawImage(grey ? film.grey : film.colour, 0, then.at * height, width, height, 0, 0, width, height);
+    else canvas.getContext('2d').drawImage(this.grey, 0, 0, width, height);
+    return canvas.toDataURL('image/png');
   }
 
   thumbnail(width, height) {  // the grey image in the size of a tile
@@ -79,10 +102,10 @@ class Stage {
     const { width, height } = this.sheet.canvas;
     enlarge(map, rows, columns, height, width, this.large);
     if (kind === 'light') {
-      context.drawImage(this.photo, 0, 0);
+      context.drawImage(this.under.photo, 0, 0);
       context.drawImage(this.sheet.paint(this.large, app.veil(opacity), low, high), 0, 0, this.width, this.height);
     } else {
-      context.drawImage(this.grey, 0, 0);
+      context.drawImage(this.under.grey, 0, 0);
       context.globalAlpha = opacity;
       context.drawImage(this.sheet.paint(this.large, this.maps.tables[kind === 'difference' ? 'PuOr_r' : app.view.colours], low, high), 0, 0, this.width, this.height);
       context.globalAlpha = 1;
@@ -114,19 +137,21 @@ class Stage {
       out[i] = label === 255 ? stripes[(x + y) % period < period / 2 ? 0 : 1] : table[label];
       if (label && label !== 255 && (x < thick || x >= width - thick || y < thick || y >= height - thick || labels[i - thick] !== label || labels[i + thick] !== label || labels[i - thick * width] !== label || labels[i + thick * width] !== label)) out[i] |= 0xff000000;
     }
-    this.context.drawImage(this.photo, 0, 0);
-    this.context.imageSmoothingEnabled = false;
-    this.context.drawImage(this.labelSheet.show(), 0, 0, this.width, this.height);
-    this.context.imageSmoothingEnabled = true;
+    this.layLabels(this.under.photo);
   }
 
-  paintErrors(labels) {  // against the reference: right quiet, missed and wrong in two colours that everybody can tell apart
-    const { reference } = this.maps, out = this.labelSheet.words;
+  paintErrors(labels) {  // against the reference: what agrees is quiet
+    const { reference } = this.maps, out = this.labelSheet.words, quiet = 0x59ffffff, open = 0xb0b7b7b7;
+    const inks = [quiet, ...APART.map(hex => { const [r, g, b] = rgbOf(hex); return (0xd9000000 | b << 16 | g << 8 | r) >>> 0; })];
     for (let i = 0; i < labels.length; i++) {
-      const said = labels[i], true_ = reference[i];
-      out[i] = true_ === 255 || said === true_ ? 0x59ffffff : said === 255 ? 0xb0b7b7b7 : true_ && !said ? 0xd9b27200 : 0xd9005ed5;
+      const kind = disagreement(labels[i], reference[i]);
+      out[i] = kind < 4 ? inks[kind] : reference[i] === 255 ? quiet : open;
     }
-    this.context.drawImage(this.grey, 0, 0);
+    this.layLabels(this.under.grey);
+  }
+
+  layLabels(under) {
+    this.context.drawImage(under, 0, 0);
     this.context.imageSmoothingEnabled = false;
     this.context.drawImage(this.labelSheet.show(), 0, 0, this.width, this.height);
     this.context.imageSmoothingEnabled = true;
@@ -136,6 +161,7 @@ class Stage {
     const { app, maps, context } = this, { view } = app, words = app.wordsFor(maps), range = app.rangeFor(maps), picks = this.which ? [] : view.layers, kind = app.kind();
     if (!this.small) return;
     this.says = null;
+    this.under = this.ground(range);
     if (kind === 'mask') {
       const labels = app.labels(maps, this.which);
       if (view.truth === 'errors' && maps.reference) this.paintErrors(labels);
@@ -145,11 +171,11 @@ class Stage {
       this.says = { map, rows, columns, range: extent(map), name: 'looked at from the pin' };
       this.heat(map, rows, columns, ...this.says.range, view.show === 'light' ? 'light' : 'heat');
     } else if (kind === 'winner') {
-      context.drawImage(this.grey, 0, 0);
+      context.drawImage(this.under.grey, 0, 0);
       context.globalAlpha = view.opacity * .9;
       context.drawImage(this.winners(range, picks), 0, 0, this.width, this.height);
       context.globalAlpha = 1;
-    } else if (!words.length) context.drawImage(this.photo, 0, 0);
+    } else if (!words.length) context.drawImage(this.under.photo, 0, 0);
     else if (kind === 'difference' && this.which) {
       const one = stretched(app.stages[0].maps.mean(app.shownWords(), app.rangeFor(app.stages[0].maps), view.layers)), other = stretched(maps.mean(words, range));
       const first = app.stages[0].maps, same = first.rows === maps.rows && first.columns === maps.columns ? one : enlarge(one, first.rows, first.columns, maps.rows, maps.columns);
@@ -186,13 +212,13 @@ class Stage {
   }
 }
 
-class Explorer {
+class Explorer extends App {
   constructor(model, root) {
-    Object.assign(this, { model, root, stages: [], view: { ...model.get('view') }, tool: 'point', brush: 6, hover: null, pointer: null, over: null, region: null, lastPanel: 'look', undo: [], clock: [], handling: 0, strokes: 0, asked: new Set(), dirty: 0 });
+    super(model, root, { stages: [], tool: 'point', brush: 6, hover: null, pointer: null, over: null, region: null, lastPanel: 'look', undo: [], clock: [], handling: 0, strokes: 0, dirty: 0 });
     this.channel = new MessageChannel();
     this.channel.port1.onmessage = () => this.painted();
     this.build();
-    this.off = [followTheme(root, () => this.touch(TIME | MASK))];
+    this.off.push(followTheme(root, () => this.touch(TIME | MASK)));
     this.listen('change:atlas', () => this.load());
     this.listen('change:beside', () => this.load());
     this.listen('change:offers', () => this.touch(ALL));
@@ -203,10 +229,8 @@ class Explorer {
     this.ready = this.load();
   }
 
-  listen(name, act) { this.model.on(name, act); this.off.push(() => this.model.off(name, act)); }
-  close() { this.pause(); clearTimeout(this.later); clearTimeout(this.telling); this.resizer.disconnect(); this.off.forEach(undo => undo()); }
+  close() { super.close(); this.pause(); clearTimeout(this.later); clearTimeout(this.telling); this.resizer.disconnect(); }
   get maps() { return this.stages[0]?.maps; }
-  offers(name) { return (this.model.get('offers') ?? []).includes(name); }
 
   async load() {
     const data = [this.model.get('atlas'), this.model.get('beside')].filter(one => one?.byteLength);
@@ -226,6 +250,7 @@ class Explorer {
       Object.assign(this.size, { max: Math.round(this.maps.width / 6), value: this.brush });
       this.fit();
       this.touch(ALL);
+      if (this.model.parts || this.view.base === 'expected') this.ask('previews');  // a page has them at hand; elsewhere they are made when somebody wants them
       this.warm(this.maps, 0);
     }
   }
@@ -247,6 +272,7 @@ class Explorer {
     this.view = view;
     for (const [key, set] of Object.entries(this.controls)) set(view[key]);
     if (view.layers.length) this.ask('layers');
+    if (view.base === 'expected') this.ask('previews');
     this.touch(ALL);
     if (tell) this.tell();
   }
@@ -265,17 +291,16 @@ class Explorer {
 
   ask(name) {
     const { maps } = this;
-    if (!maps || maps.has.has(name) || this.asked.has(name) || !this.offers(name)) return;
-    this.asked.add(name);
-    this.say(`fetching ${name.replace('mask:', 'the mask by ')} …`);
-    this.model.send({ ask: name });
+    if (maps && !maps.has.has(name) && super.ask(name)) this.say(`fetching ${{ previews: 'what the model expected', self: 'self-attention', layers: 'layers and heads' }[name] ?? name.replace('mask:', 'the mask by ')} …`);
   }
 
-  received(message, buffers) {
-    if (message.error) { this.asked.clear(); this.say(message.error, true); return; }
+  async received(message, buffers) {
+    if (message.error) { this.asked.clear(); this.say(message.error, true); this.touch(LOOK); return; }
     if (message.file) { download(message.file, buffers[0], message.type); this.say(`saved ${message.file}`); return; }
-    if (message.part && this.maps) {
-      this.maps.add(buffers[0]);
+    const { maps } = this;
+    if (message.part && maps) {
+      await maps.add(buffers[0]);
+      if (maps !== this.maps) return;
       if (message.part === 'words') { this.buildStrip(); this.view.words = [this.maps.words.length - 1]; this.addWord.value = ''; }
       this.say('');
       this.touch(ALL);
@@ -511,8 +536,10 @@ class Explorer {
     this.showChoice = show;
     const scale = bound('scale', 'scale of the colours', [['own', 'this map', 'from its smallest to its greatest value'], ['words', 'all words', 'from 0 to the greatest value of any word, so that words compare'], ['steps', 'all steps', 'from 0 to the greatest value of any step, so that steps compare']], STAGE | GALLERY | STATUS);
     const colours = bound('colours', 'colours', [['viridis', 'viridis'], ['cividis', 'cividis'], ['magma', 'magma'], ['gray', 'grey']], STAGE | GALLERY | STATUS);
+    const base = bound('base', 'image under the heat', [['final', 'finished'], ['expected', 'as expected then', 'what the model expected the image to become, at the last of the chosen steps']], STAGE | STATUS | TIME, value => { if (value === 'expected') this.ask('previews'); });
+    this.baseField = h('div', { class: 'ss-field' }, h('span', {}, 'Image'), base.node);
     this.lookPanel = h('div', { class: 'ss-panel' }, this.rankTitle, h('div', { class: 'ss-ranks' }, this.ranks.map(row => row.node)),
-      h('div', { class: 'ss-fields' }, h('div', { class: 'ss-field' }, h('span', {}, 'Show'), show.node), h('div', { class: 'ss-field' }, h('span', {}, 'Scale'), scale.node), h('div', { class: 'ss-field' }, h('span', {}, 'Colours'), colours.node), slider('opacity', 'Opacity', 0, 1, .05, STAGE)));
+      h('div', { class: 'ss-fields' }, h('div', { class: 'ss-field' }, h('span', {}, 'Show'), show.node), h('div', { class: 'ss-field' }, h('span', {}, 'Scale'), scale.node), h('div', { class: 'ss-field' }, h('span', {}, 'Colours'), colours.node), this.baseField, slider('opacity', 'Opacity', 0, 1, .05, STAGE)));
 
     // mask
     this.histogram = h('canvas', { class: 'ss-histogram', tabIndex: 0, role: 'slider', 'aria-label': 'thresholds; arrows move both, with shift the upper one', 'aria-valuemin': 0, 'aria-valuemax': 1 });
@@ -523,22 +550,23 @@ class Explorer {
     this.bandText = h('span', { class: 'ss-quiet' });
     this.powerField = slider('power', 'Flow', 0, 4, 1, STAGE | MASK | SAVE);
     this.powerField.title = 'let the heat flow along self-attention, so many times';
-    const truth = bound('truth', 'mask or reference', [['mask', 'Mask'], ['reference', 'Reference'], ['errors', 'Errors', 'blue: missed; orange: wrongly claimed']], STAGE);
+    const truth = bound('truth', 'mask or reference', [['mask', 'Mask'], ['reference', 'Reference'], ['errors', 'Errors', 'where the mask differs from the reference']], STAGE);
     this.truthChoice = truth;
     this.table = h('table', { class: 'ss-table' });
+    this.apart = h('div', { class: 'ss-apart' });
     this.inks = h('div', { class: 'ss-inks', role: 'radiogroup', 'aria-label': 'what the brush paints' });
     this.size = h('input', { type: 'range', min: 1, max: 40, value: this.brush, 'aria-label': 'size of the brush', oninput: () => { this.brush = Number(this.size.value); } });
     this.undoButton = h('button', { type: 'button', class: 'ss-button', onclick: () => this.takeBack() }, 'Undo');
     this.brushRow = h('div', { class: 'ss-fields' }, h('div', { class: 'ss-field' }, h('span', {}, 'Brush'), this.inks), h('label', { class: 'ss-field' }, h('span', {}, 'Size'), this.size, this.undoButton));
     this.liveRule = h('div', {}, h('div', { class: 'ss-histogram-box' }, this.histogram), h('div', { class: 'ss-row' }, this.bandText, this.otsuButton), h('div', { class: 'ss-fields' }, this.powerField));
-    this.maskPanel = h('div', { class: 'ss-panel' }, h('div', { class: 'ss-fields' }, h('div', { class: 'ss-field' }, h('span', {}, 'Rule'), this.recipes)), this.liveRule, this.table, h('div', { class: 'ss-fields' }, this.truthField = h('div', { class: 'ss-field' }, h('span', {}, 'Show'), truth.node), slider('opacity', 'Opacity', 0, 1, .05, STAGE)), this.brushRow);
+    this.maskPanel = h('div', { class: 'ss-panel' }, h('div', { class: 'ss-fields' }, h('div', { class: 'ss-field' }, h('span', {}, 'Rule'), this.recipes)), this.liveRule, this.table, this.apart, h('div', { class: 'ss-fields' }, this.truthField = h('div', { class: 'ss-field' }, h('span', {}, 'Show'), truth.node), slider('opacity', 'Opacity', 0, 1, .05, STAGE)), this.brushRow);
     controls.opacity = value => { root.querySelectorAll('input[aria-label=Opacity]').forEach(input => { input.value = value; }); };
 
     // save
     const save = (text, title, act) => h('button', { type: 'button', class: 'ss-button', title, onclick: act }, text);
     this.code = h('pre', { class: 'ss-code', tabIndex: 0 });
     this.pageButton = save('HTML page', 'this explorer as one file that needs no kernel and no network', () => { this.say('writing the page …'); this.model.send({ ask: 'page' }); });
-    this.savePanel = h('div', { class: 'ss-panel' }, h('div', { class: 'ss-buttons' }, save('PNG', 'the picture as it is shown', () => this.savePNG()), save('SVG', 'the picture with its caption and scale', () => this.saveSVG()), save('Mask', 'the mask as a PNG of labels in grey', () => this.saveMask()), save('State', 'all settings as JSON, to be opened again', () => download('view.json', JSON.stringify(this.view, null, 1), 'application/json')), this.pageButton),
+    this.savePanel = h('div', { class: 'ss-panel' }, h('div', { class: 'ss-buttons' }, save('PNG', 'the picture as it is shown', () => this.savePNG()), save('SVG', 'the picture with its caption; a mask as outlines that a drawing program can edit', () => this.saveSVG()), save('Mask', 'the mask as a PNG of labels in grey', () => this.saveMask()), save('State', 'all settings as JSON, to be opened again', () => download('view.json', JSON.stringify(this.view, null, 1), 'application/json')), this.pageButton),
       h('div', { class: 'ss-row' }, h('h3', {}, 'The code that reproduces it'), save('Copy', 'copy the code', () => navigator.clipboard?.writeText(this.code.textContent).then(() => this.say('copied')))), this.code);
 
     this.tabs = bound('panel', 'panel', [['look', 'Look'], ['mask', 'Mask'], ['save', 'Save']], ALL, () => { if (this.subject !== 'mask' && this.tool === 'brush') this.setTool('point'); });
@@ -547,9 +575,11 @@ class Explorer {
     // time
     this.playButton = h('button', { type: 'button', class: 'ss-button ss-play', 'aria-label': 'play', title: 'play (space)', onclick: () => this.play() }, '▶');
     this.timeline = h('canvas', { class: 'ss-timeline', tabIndex: 0, role: 'slider', 'aria-label': 'denoising steps; arrows move, with shift they widen', 'aria-valuemin': 1 });
+    this.film = h('canvas', { class: 'ss-film', title: 'what the model expected the image to become, step by step' });
+    this.filmButton = h('button', { type: 'button', class: 'ss-link ss-wanted', title: 'the prediction of the finished image that each step rests on, decoded', onclick: () => { this.ask('previews'); this.touch(LOOK); } }, 'show what the model expected at each step');
     this.timeText = h('button', { type: 'button', class: 'ss-link', title: 'all steps', onclick: () => { this.pause(); this.setSteps(0, this.maps.count - 1); } });
-    this.timeBox = h('div', { class: 'ss-time' }, this.playButton, h('div', { class: 'ss-track' }, this.timeline, h('span', {}, 'noise'), h('span', {}, 'image')), this.timeText);
-    this.listenTimeline();
+    this.timeBox = h('div', { class: 'ss-time' }, this.playButton, h('div', { class: 'ss-track' }, this.timeline, h('span', {}, 'noise'), h('span', {}, 'image')), this.timeText, this.film, this.filmButton);
+    for (const canvas of [this.timeline, this.film]) this.listenSteps(canvas);
 
     // gallery
     this.galleryTabs = bound('gallery', 'small pictures', [['words', 'Words', 'every word, on one scale'], ['steps', 'Steps', 'this word, step by step'], ['layers', 'Layers & heads', 'this word, layer by layer and head by head']], GALLERY, value => { if (value === 'layers') this.ask('layers'); });
@@ -566,12 +596,11 @@ class Explorer {
     root.addEventListener('keydown', event => this.keyed(event));
     this.resizer = new ResizeObserver(() => { this.fit(); this.touch(TIME | MASK); });
     this.resizer.observe(root);
-    this.off ??= [];
   }
 
   fit() {
     const ratio = Math.min(2, window.devicePixelRatio || 1);
-    for (const canvas of [this.timeline, this.histogram]) {
+    for (const canvas of [this.timeline, this.film, this.histogram]) {
       const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
       if (width && (canvas.width !== width || canvas.height !== height)) Object.assign(canvas, { width, height });
     }
@@ -642,8 +671,7 @@ class Explorer {
     if (a + by >= 0 && b + by <= last) this.setSteps(a + by, b + by);
   }
 
-  listenTimeline() {
-    const canvas = this.timeline;
+  listenSteps(canvas) {  // of the timeline, or of the film above it, which also shows what was expected then
     let from = null, moving = null;
     const stepAt = event => { const box = canvas.getBoundingClientRect(); return Math.max(0, Math.min(this.maps.count - 1, Math.floor((event.clientX - box.left) / box.width * this.maps.count))); };
     canvas.addEventListener('pointerdown', event => {
@@ -651,6 +679,7 @@ class Explorer {
       canvas.setPointerCapture(event.pointerId);
       this.pause();
       from = stepAt(event);
+      if (canvas === this.film && this.view.base !== 'expected') { this.change({ base: 'expected' }, STAGE); this.controls.base('expected'); }
       const { steps } = this.view;
       moving = steps && steps[1] > steps[0] && from >= steps[0] && from <= steps[1] ? [...steps] : null;
       if (!moving) this.setSteps(from, from);
@@ -730,7 +759,7 @@ class Explorer {
     if (dirty & (RANK | STAGE)) this.drawRank();
     if (dirty & (STATUS | STAGE)) this.drawLegend();
     if (dirty & STRIP) this.drawStrip();
-    if (dirty & TIME) this.drawTimeline();
+    if (dirty & TIME) { this.drawTimeline(); this.drawFilm(); }
     if (dirty & MASK && this.view.panel === 'mask') this.drawMask();
     if (dirty & GALLERY) this.soonGallery();
     if (dirty & SAVE && this.view.panel === 'save') this.code.textContent = this.codeText();
@@ -754,6 +783,11 @@ class Explorer {
     this.galleryTabs.buttons.get('layers').hidden = !(maps.has.has('layers') || this.offers('layers'));
     this.timeBox.hidden = maps.count < 2;
     this.truthField.hidden = !maps.reference;
+    this.truthChoice.buttons.get('reference').textContent = maps.reference_name ? 'Segmenter' : 'Reference';
+    this.truthChoice.buttons.get('errors').textContent = maps.reference_name ? 'Disagreement' : 'Errors';
+    this.baseField.hidden = !(maps.previews || this.offers('previews'));
+    this.film.hidden = !maps.previews;
+    this.filmButton.hidden = Boolean(maps.previews) || this.asked.has('previews') || !this.offers('previews');
     this.powerField.hidden = !(maps.has.has('self') || this.offers('self'));
     if (view.panel === 'mask' && !this.powerField.hidden) this.ask('self');
     this.pageButton.hidden = !this.offers('page');
@@ -807,8 +841,8 @@ class Explorer {
         const { map, rows, columns, name } = stage.says, value = valueAt(map, rows, columns, maps.height, maps.width, ...at);
         parts.push(`${name} ${name === 'right minus left' ? value.toFixed(2) : percent(value, 2)}`);
       }
-    } else if (stage?.says) parts.push(stage.says.name);
-    this.readout.textContent = parts.join('   ');
+    } else parts.push(stage?.says?.name ?? '', this.baseText());
+    this.readout.textContent = parts.filter(Boolean).join('   ');
   }
 
   drawLegend() {
@@ -828,6 +862,12 @@ class Explorer {
     this.timeText.textContent = this.stepsText();
     this.timeBox.classList.toggle('ss-dim', this.view.layers.length > 0);
     this.root.dataset.kind = kind;
+  }
+
+  baseText() {  // what lies under the heat
+    const { maps } = this, at = this.rangeFor(maps)[1];
+    if (!maps.previews || this.view.base !== 'expected') return '';
+    return at < maps.count - 1 ? `on the image as expected at step ${maps.steps[at] + 1}` : 'on the finished image';
   }
 
   colour(name) {  // read once for each theme
@@ -867,6 +907,29 @@ class Explorer {
     canvas.setAttribute('aria-valuenow', first + 1);
     canvas.setAttribute('aria-valuetext', this.stepsText());
     canvas.title = words.length ? `how much of the image “${words.map(i => maps.words[i].text).join(' ')}” takes, step by step` : 'denoising steps';
+  }
+
+  drawFilm() {  // as many previews as there is room for, and which steps are chosen
+    const { maps, film: canvas, view } = this, { width, height } = canvas, { previews } = maps;
+    if (!previews || !width || canvas.hidden) return;
+    const drawn = `${width}x${height}/${view.steps}/${this.root.dataset.theme}/${view.base}`;
+    if (previews.drawn === drawn) return;  // the pointer alone changes nothing here
+    previews.drawn = drawn;
+    const context = canvas.getContext('2d'), [first, last] = view.steps ?? maps.all, unit = width / maps.count, each = Math.ceil(.6 * height / unit);  // steps that share a picture
+    context.clearRect(0, 0, width, height);
+    for (let s = 0; s < maps.count; s += each) {
+      const at = Math.max(0, maps.previewAt(Math.min(s + (each >> 1), maps.count - 1))), wide = unit * Math.min(each, maps.count - s), whole = height * previews.width / previews.height, shown = Math.min(wide, whole), cut = previews.width * shown / whole;
+      context.drawImage(previews.colour, (previews.width - cut) / 2, at * previews.height, cut, previews.height, s * unit + (wide - shown) / 2, 0, shown, height);  // cut at the sides where there is no room, never squeezed
+    }
+    if (!view.steps) return;
+    context.fillStyle = this.colour('--paper');
+    context.globalAlpha = .6;
+    context.fillRect(0, 0, first * unit, height);
+    context.fillRect((last + 1) * unit, 0, width, height);
+    context.globalAlpha = 1;
+    context.strokeStyle = this.colour('--accent');
+    context.lineWidth = height / 16;
+    context.strokeRect(first * unit + height / 32, height / 32, (last - first + 1) * unit - height / 16, height - height / 16);
   }
 
   // Small pictures
@@ -989,11 +1052,19 @@ class Explorer {
       h('tbody', {}, maps.has_background && row(0, 'background', ''), targets.map(one => row(one.label, one.name, one.colour)), found.area[255] > 0 && row(255, 'left out', '')),
       found.iou && h('tfoot', {}, h('tr', {}, h('td', { colSpan: 3 }, 'mIoU'), h('td', {}, number(found.miou)))) || '');
     this.root.dataset.miou = found.miou ?? '';
+    if (found.apart) {
+      const names = this.apartNames(), chip = (k, name) => h('span', {}, h('i', { style: `background:${APART[k]}` }), `${name} ${percent(found.apart[k])}`);
+      this.apart.replaceChildren(h('b', {}, `${percent(found.apart.reduce((a, b) => a + b, 0))} of the pixels differ`), ...APART.map((_, k) => chip(k, names[k])));
+      this.apart.title = 'of the pixels that neither leaves out';
+    }
+    this.apart.hidden = !found.apart;
     const inks = [...(maps.has_background ? [[0, 'background', '#ffffff']] : []), ...targets.map(one => [one.label, one.name, one.colour]), [255, 'left out', '#b7b7b7']];
-    this.ink ??= inks[1]?.[0] ?? 0;
+    this.ink ??= targets.find(one => one.words.length)?.label ?? 0;
     this.inks.replaceChildren(...inks.map(([label, name, colour]) => h('button', { type: 'button', role: 'radio', class: 'ss-ink', 'aria-checked': label === this.ink, onclick: () => { this.ink = label; this.setTool('brush'); this.touch(MASK); } }, h('i', { style: `background:${colour}` }), name)));
     this.undoButton.disabled = !this.undo.length;
   }
+
+  apartNames() { const other = this.maps.reference_name; return other ? [`only ${other}`, 'only the mask', 'another class'] : ['missed', 'wrongly claimed', 'another class']; }
 
   drawHistogram(scores) {
     this.fit();
@@ -1058,14 +1129,46 @@ class Explorer {
 
   saveSVG() { download(`${this.name()}.svg`, this.svg(), 'image/svg+xml'); }
 
+  shapes(stage) {  // what a mask view shows, as [labels, [[label, name, colour, opacity], ...]]
+    const { view } = this, { maps } = stage, labels = this.labels(maps, stage.which);
+    const [shown, list] = view.truth === 'errors' && maps.reference ? [labels.map((said, i) => disagreement(said, maps.reference[i])), APART.map((colour, k) => [k + 1, this.apartNames()[k], colour, .85])]
+      : [view.truth === 'reference' && maps.reference ? maps.reference : labels, [...maps.targets(this.wordsFor(maps)).map(one => [one.label, one.name, one.colour, view.opacity]), [255, 'left out', 'url(#left-out)', view.opacity]]];
+    return [shown, list.filter(([label]) => shown.includes(label))];
+  }
+
   svg() {
-    const canvas = this.sheetOf(), { width, height } = canvas, { says } = this.stages[0], escape = text => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;'), bar = newCanvas(256, 1);
+    const masks = this.kind() === 'mask', { says } = this.stages[0], escape = text => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('"', '&quot;');
+    const text = (x, y, content, more = '') => `<text x="${x}" y="${y}" ${more}>${escape(content)}</text>`, quiet = 'fill="#5f646d"', gap = 16, entries = new Map();
+    let width = 0;
+    const drawn = this.stages.map(stage => {
+      const { maps } = stage, x = width, unit = stage.width / maps.width;
+      width += stage.width + gap;
+      if (!masks) return `<image x="${x}" width="${stage.width}" height="${stage.height}" href="${stage.canvas.toDataURL('image/png')}"/>`;
+      const [labels, list] = this.shapes(stage), grey = this.view.truth === 'errors' && maps.reference, under = stage.source(grey);
+      const paths = list.map(([label, name, colour, opacity]) => {
+        const share = labels.reduce((n, one) => n + (one === label), 0) / labels.length;
+        entries.set(name, [colour, entries.has(name) ? entries.get(name)[1] : share]);
+        return `<path data-label="${label}" data-name="${escape(name)}" fill="${colour}" fill-opacity="${opacity}" fill-rule="evenodd" stroke="${colour.startsWith('url') ? '#8a8f98' : colour}" stroke-width="${(1.5 / unit).toFixed(3)}" stroke-linejoin="round" d="${outlines(labels, maps.height, maps.width, label)}"/>`;
+      });
+      return `<g transform="translate(${x} 0)"><image width="${stage.width}" height="${stage.height}" href="${under}"/><g class="mask" transform="scale(${unit})">\n${paths.join('\n')}\n</g></g>`;
+    });
+    width -= gap;
+    const height = Math.max(...this.stages.map(stage => stage.height)), bar = newCanvas(256, 1);
     bar.getContext('2d').drawImage(this.scaleBar, 0, 0);
-    const text = (x, y, content, more = '') => `<text x="${x}" y="${y}" ${more}>${escape(content)}</text>`;
-    return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height + 56}" width="${width}" height="${height + 56}" font-family="sans-serif" font-size="14" fill="#23262c">
-<rect width="100%" height="100%" fill="#fff"/><image width="${width}" height="${height}" href="${canvas.toDataURL('image/png')}"/>
-${text(0, height + 22, this.maps.text)}${text(0, height + 44, `${says?.name ?? this.kind()}, ${this.stepsText()}`, 'fill="#5f646d"')}
-${says ? `<image x="${width - 170}" y="${height + 33}" width="110" height="10" preserveAspectRatio="none" href="${bar.toDataURL('image/png')}"/>${text(width - 176, height + 43, this.scaleLow.textContent, 'text-anchor="end" fill="#5f646d"')}${text(width - 54, height + 43, this.scaleHigh.textContent, 'fill="#5f646d"')}` : ''}
+    let x = 0, y = height + 68;
+    const legend = [...entries].map(([name, [colour, share]]) => {
+      const label = `${name} ${percent(share)}`, wide = 34 + 8 * label.length;
+      if (x && x + wide > width) { x = 0; y += 22; }
+      x += wide;
+      return `<rect x="${x - wide}" y="${y - 11}" width="13" height="13" rx="3" fill="${colour}" stroke="#8a8f98" stroke-width=".5"/>${text(x - wide + 19, y, label)}`;
+    });
+    const whole = masks && legend.length ? y + 12 : height + 56, what = masks ? { mask: this.view.recipe ? `mask by ${this.view.recipe}` : `mask by thresholds ${this.view.low} and ${this.view.high}`, reference: this.maps.reference_name || 'reference', errors: `mask and ${this.maps.reference_name || 'reference'}` }[this.maps.reference ? this.view.truth : 'mask'] : says?.name ?? this.kind();
+    return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${whole}" width="${width}" height="${whole}" font-family="sans-serif" font-size="14" fill="#23262c">
+<title>${escape(this.maps.text)}</title><defs><pattern id="left-out" width="4" height="4" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="4" height="4" fill="#eee"/><rect width="2" height="4" fill="#b7b7b7"/></pattern></defs>
+<rect width="100%" height="100%" fill="#fff"/>
+${drawn.join('\n')}
+${text(0, height + 22, this.maps.text)}${text(0, height + 44, `${what}, ${this.stepsText()}`, quiet)}
+${legend.join('\n')}${says && !masks ? `<image x="${width - 170}" y="${height + 33}" width="110" height="10" preserveAspectRatio="none" href="${bar.toDataURL('image/png')}"/>${text(width - 176, height + 43, this.scaleLow.textContent, `text-anchor="end" ${quiet}`)}${text(width - 54, height + 43, this.scaleHigh.textContent, quiet)}` : ''}
 </svg>`;
   }
 
@@ -1076,10 +1179,4 @@ ${says ? `<image x="${width - 170}" y="${height + 33}" width="110" height="10" p
   }
 }
 
-function render({ model, el }) {
-  const root = h('div', {});
-  el.append(root);
-  const app = new Explorer(model, root);
-  root.explorer = app;
-  return () => app.close();
-}
+const render = opens(Explorer);

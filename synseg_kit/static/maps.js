@@ -1,5 +1,18 @@
 // The numbers of one image: what is asked of an atlas on every move of the pointer.
 
+// How a mask differs from its reference at a pixel: 0 not at all, 1 missed, 2 claimed without cause, 3 another class, 4 one of them leaves it out.
+function disagreement(said, reference) { return said === 255 || reference === 255 ? 4 : said === reference ? 0 : !said ? 1 : !reference ? 2 : 3; }
+
+// What the model expected the image to become, small, one picture below the other; once more in grey, to lie under heat.
+async function filmOf({ steps, size: [height, width] }, bytes) {
+  const bitmap = await decodePicture(bytes), colour = newCanvas(width, height * steps.length), context = colour.getContext('2d');
+  context.drawImage(bitmap, 0, 0);
+  const grey = newCanvas(width, height * steps.length), pixels = context.getImageData(0, 0, width, height * steps.length);
+  greyed(pixels);
+  grey.getContext('2d').putImageData(pixels, 0, 0);
+  return { steps, width, height, colour, grey };
+}
+
 class Maps {
   constructor(data) {
     const { about, tensors } = unpack(data), { maps, scale, colours, image, reference } = tensors;
@@ -12,6 +25,7 @@ class Maps {
     this.tables = Object.fromEntries(about.colours.map((name, i) => [name, toTable(colours.data, 768 * i)]));
     this.picture = image.data;
     this.reference = reference?.data;
+    this.reference_name ??= '';
     this.masks = new Map();
     this.known = new Map();
     this.has = new Set();
@@ -20,10 +34,11 @@ class Maps {
     for (const word of this.words) word.colour = colourOf.get(word.class_id) ?? (word.kind === 'special' ? '#9aa0a8' : about.series[series++ % about.series.length]);
   }
 
-  add(data) {  // a part that came later
+  async add(data) {  // a part that came later
     const { about, tensors } = unpack(data);
     if (about.part === 'layers') this.layerMaps = this.layers.map((_, i) => ({ values: tensors[`layer.${i}`].data, shape: tensors[`layer.${i}`].shape, scale: tensors[`layer.${i}.scale`].data }));
     else if (about.part === 'self') this.self = { grid: about.grid, values: tensors.self.data, scale: tensors['self.scale'].data };
+    else if (about.part === 'previews') this.previews = await filmOf(about, tensors.film.data);
     else if (about.part === 'mask') this.masks.set(about.name, tensors.labels.data);
     else if (about.part === 'words') {
       const { data: values, shape: [, , rows, columns] } = tensors.maps, size = rows * columns;
@@ -41,6 +56,10 @@ class Maps {
   }
 
   get all() { return [0, this.count - 1]; }
+
+  previewAt(place) {  // the preview of a step, by their places: the last one that is not later; -1: there is none
+    return this.previews ? this.previews.steps.findLastIndex(step => step <= (this.steps[place] ?? Infinity)) : -1;
+  }
 
   sums(word) {  // running sums over steps, so that the mean of any range is one subtraction
     if (!word.sums) {
@@ -232,14 +251,17 @@ class Maps {
     for (let i = 0; i < labels.length; i++) area[labels[i]]++;
     const found = { area: Array.from(area, n => n / labels.length), pieces };
     if (reference) {
-      const both = new Float64Array(256), either = new Float64Array(256);
+      const both = new Float64Array(256), either = new Float64Array(256), apart = [0, 0, 0, 0, 0];
       for (let i = 0; i < labels.length; i++) {
         const said = labels[i], true_ = reference[i];
+        apart[disagreement(said, true_)]++;
         if (true_ === 255) continue;
         either[true_]++;
         if (said === true_) both[true_]++;
         else if (said !== 255) either[said]++;
       }
+      const decided = labels.length - apart[4];
+      found.apart = apart.slice(1, 4).map(n => decided ? n / decided : 0);
       const counted = [...Array(this.classes.length + 1).keys()].filter(k => (k || this.has_background) && either[k]);
       found.iou = Array.from(either, (n, k) => n ? both[k] / n : null);
       found.miou = counted.reduce((sum, k) => sum + found.iou[k], 0) / counted.length;

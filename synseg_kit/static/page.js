@@ -5,22 +5,9 @@ async function inflate(id) {
   return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer());
 }
 
-class PageModel {
-  constructor(values, parts) {
-    this.values = values;
-    this.parts = parts;
-    this.listeners = new Map();
-  }
-  get(name) { return this.values[name]; }
-  set(name, value) { this.values[name] = value; }
-  save_changes() {}
-  on(name, act) { this.listeners.set(name, [...this.listeners.get(name) ?? [], act]); }
-  off(name, act) { this.listeners.set(name, (this.listeners.get(name) ?? []).filter(one => one !== act)); }
-  async send({ ask }) {
-    if (!(ask in this.parts)) return;
-    const part = await inflate(this.parts[ask]);
-    for (const act of this.listeners.get('msg:custom') ?? []) act({ part: ask }, [part]);
-  }
+class PageModel extends Model {
+  constructor(values, parts) { super(values); this.parts = parts; }
+  async send({ ask }) { if (ask in this.parts) this.tell('msg:custom', { part: ask }, [await inflate(this.parts[ask])]); }
 }
 
 async function openPage() {

@@ -44,14 +44,22 @@ def reference(run):
 
 
 @pytest.fixture(scope='module')
-def files(run, reference, tmp_path_factory):
-    """The page of one run and that of two."""
+def kept(root):
+    """The explorer that is kept for the docs: with previews, and with a segmenter's labels as reference."""
+    from synseg_kit.explorer import load_explorer
+    return load_explorer(root / 'nbs/images/explorer.safetensors')
+
+
+@pytest.fixture(scope='module')
+def files(run, reference, kept, tmp_path_factory):
+    """The page of one run, that of two, and that of the kept one."""
     from synseg_kit.explorer import explore
     folder = tmp_path_factory.mktemp('pages')
     trace, layers, image = run
     explorer = explore(trace, image, TOYS, layers=layers, reference=reference)
     explorer.page(folder / 'one.html', ['layers', 'self', 'mask:otsu', 'mask:synseg'])
     explore(trace, image, TOYS, beside=(trace, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), titles=('as it is', 'mirrored'), view={'words': ['dog'], 'steps': [1, 4]}).page(folder / 'two.html')
+    kept.page(folder / 'kept.html')
     return folder
 
 
@@ -204,6 +212,49 @@ def test_time_moves_and_plays(page, run):
     assert view(page)['steps'] is None and page.text('.ss-time .ss-link') == 'all 6 steps'
 
 
+@pytest.mark.parametrize('page', ['kept.html'], indirect=True)
+def test_a_film_shows_what_the_model_expected(page, kept):
+    from synseg_kit.atlas import unpack
+    about, tensors = unpack(kept.part('previews'))
+    film = np.asarray(Image.open(io.BytesIO(tensors['film'].tobytes()))).astype(int)
+    page.wait(f'Boolean({APP}.maps.previews) && !document.querySelector(".ss-film").hidden')
+    page.settle(60)
+    assert about['steps'] == list(range(20)) and page.run(f'{APP}.maps.previewAt(7)') == 7
+    page.click('.ss-film', (3 + .5) / 20)
+    assert view(page)['steps'] == [3, 3] and view(page)['base'] == 'expected' and 'on the image as expected at step 4' in page.text('.ss-readout') + page.run(f'{APP}.baseText()')
+    page.run(f'{APP}.change({{opacity: 0}}, 511)')
+    page.mouse('mouseMoved', 1, 1)
+    page.settle()
+
+    def shown():  # the grey image under the heat, brought back to the film's size
+        return np.asarray(Image.fromarray(pixels(page).astype(np.uint8)).resize((128, 128), Image.Resampling.BOX)).astype(int)
+    grey = [(film[128 * k:128 * (k + 1)] @ [.299, .587, .114])[..., None] for k in (3, 19)]
+    assert abs(shown() - grey[0]).mean() < 3 < 10 < abs(shown() - grey[1]).mean()
+    page.click('.ss-time .ss-link')  # all steps: the finished image
+    page.mouse('mouseMoved', 1, 1)
+    page.settle()
+    assert abs(shown() - grey[1]).mean() < 4 and 'on the finished image' in page.text('.ss-readout')
+    page.drag('.ss-film', (.22, .5), (.47, .5))
+    assert view(page)['steps'] == [4, 9]
+    page.click('.ss-choice button::finished')
+    assert view(page)['base'] == 'final' and 'on the' not in page.text('.ss-readout')
+
+
+def test_no_film_where_nothing_was_heard(page):
+    assert page.run('document.querySelector(".ss-film").hidden && document.querySelector(".ss-wanted").hidden') and not page.run(f'{APP}.baseField.offsetHeight')
+
+
+@pytest.mark.parametrize('page', ['kept.html'], indirect=True)
+def test_hovering_leaves_the_film_alone(page):
+    page.wait(f'Boolean({APP}.maps.previews)')
+    page.settle(60)
+    page.run(f'window.drawn = 0; {{ const film = {APP}.film.getContext("2d"), draw = film.drawImage; film.drawImage = function(...a) {{ drawn++; return draw.apply(this, a); }}; }}')
+    for word in ('cat', 'dog', 'grass'): page.hover(f'.ss-word::{word}')
+    assert page.run('drawn') == 0
+    page.click('.ss-timeline', .5)
+    assert page.run('drawn') > 0
+
+
 def test_layers_and_heads_are_fetched_picked_and_averaged(page, run):
     import torch
     _, layers, image = run
@@ -321,6 +372,27 @@ def test_recipes_reference_and_errors(page, run, reference):
     assert (pixels(page) != mask).any()
 
 
+@pytest.mark.parametrize('page', ['kept.html'], indirect=True)
+def test_disagreement_with_a_segmenter_is_counted(page, kept):
+    page.click('.ss-side button::Mask')
+    assert page.text('.ss-side button::Segmenter') and page.text('.ss-side button::Disagreement') and not page.text('.ss-side button::Reference')
+    page.click('.ss-side button::Disagreement')
+    said, theirs = shown_labels(page), kept.shown.reference
+    both = (said != 255) & (theirs != 255)
+    kinds = [(both & (said == 0) & (theirs > 0)).sum(), (both & (said > 0) & (theirs == 0)).sum(), (both & (said > 0) & (theirs > 0) & (said != theirs)).sum()]
+    told = page.run('[...document.querySelectorAll(".ss-apart > *")].map(node => node.textContent)')
+    assert [re.sub(r' [\d.]+ %$', '', text) for text in told[1:]] == ['only the segmenter', 'only the mask', 'another class']
+    shares = [100 * n / both.sum() for n in (sum(kinds), *kinds)]
+    assert [float(re.search(r'([\d.]+) %', text)[1]) for text in told] == pytest.approx(shares, abs=.051) and shares[0] > 1
+    painted = pixels(page)[2::4, 2::4]  # the middle of each pixel of 128 by 128
+
+    def near(colour): return abs(painted - colour).max(2) < 45
+    assert (near([0, 114, 178]) == (both & (said == 0) & (theirs > 0))).mean() > .99 and (near([213, 94, 0]) == (both & (said > 0) & (theirs == 0))).mean() > .99
+    table = {row[0]: row[1:] for row in page.run('[...document.querySelectorAll(".ss-table tr")].map(row => [...row.children].map(cell => cell.textContent))')}
+    cat = 1 + [one.name for one in kept.shown.classes].index('cat')
+    assert float(table['cat'][2]) == pytest.approx(((said == cat) & (theirs == cat)).sum() / (((said == cat) & (theirs != 255)) | (theirs == cat)).sum(), abs=6e-4)
+
+
 def test_flow_moves_scores_as_the_recipe_does(page, run):
     trace, layers, image = run
     page.click('.ss-side button::Mask')
@@ -378,6 +450,56 @@ def test_files_are_saved(page):
     assert 'a photo of a cat and a dog on grass' in svg and 'cat, all 6 steps' in svg
     from synseg_kit.explorer import View
     assert View(**json.loads((page.folder_of_files / 'view.json').read_text())) == View(**view(page))
+
+
+def outlines_of(svg):
+    """The mask's paths of a drawing: label -> path and attributes, read by matplotlib."""
+    import xml.etree.ElementTree as ElementTree
+
+    from matplotlib.path import Path as Outline
+    tree, found = ElementTree.fromstring(svg), {}
+    for node in tree.iter('{http://www.w3.org/2000/svg}path'):
+        points, codes = [], []
+        for ring in node.attrib['d'].strip('M').split('M'):
+            corners = [tuple(map(float, corner.split())) for corner in ring.removesuffix('Z').split('L')]
+            points += [*corners, corners[0]]
+            codes += [Outline.MOVETO, *[Outline.LINETO] * (len(corners) - 1), Outline.CLOSEPOLY]
+        found[int(node.attrib['data-label'])] = Outline(points, codes), node.attrib
+    return tree, found
+
+
+def inside(outline, height, width):
+    """Which centres of pixels are inside, by the even-odd rule, counted ring by ring."""
+    y, x = np.mgrid[:height, :width] + .5
+    count = sum(ring.contains_points(np.stack([x.ravel(), y.ravel()], 1)).astype(int) for ring in (type(outline)(piece) for piece in outline.to_polygons(closed_only=False)))
+    return (count % 2).reshape(height, width).astype(bool)
+
+
+@pytest.mark.parametrize('page', ['kept.html'], indirect=True)
+@pytest.mark.parametrize('truth', ['Mask', 'Segmenter', 'Disagreement'])
+def test_a_mask_is_saved_as_outlines(page, kept, truth):
+    page.click('.ss-side button::Mask')
+    page.click(f'.ss-side button::{truth}')
+    tree, found = outlines_of(page.run(f'{APP}.svg()'))
+    said, theirs = shown_labels(page), kept.shown.reference
+    both = (said != 255) & (theirs != 255)
+    wanted = {'Mask': said, 'Segmenter': theirs, 'Disagreement': np.select([~both, said == theirs, said == 0, theirs == 0], [4, 0, 1, 2], 3)}[truth]
+    assert set(found) == {'Mask': set(np.unique(said)) - {0}, 'Segmenter': set(np.unique(theirs)) - {0}, 'Disagreement': {1, 2, 3}}[truth] - ({3} if truth == 'Disagreement' and 3 not in wanted else set())
+    for label, (outline, _) in found.items(): assert (inside(outline, 128, 128) == (wanted == label)).all(), label  # every pixel's centre is on its own side
+    texts = [node.text for node in tree.iter('{http://www.w3.org/2000/svg}text')]
+    images = [node.attrib['href'] for node in tree.iter('{http://www.w3.org/2000/svg}image')]
+    assert texts[0] == kept.shown.text and len(images) == 1 and images[0].startswith('data:image/')
+    for label, (_, attributes) in found.items(): assert f'{attributes["data-name"]} {100 * (wanted == label).mean():.1f} %' in texts
+
+
+@pytest.mark.parametrize(('rows', 'label'), [(['1'], 1), (['010', '101', '010'], 1), (['111', '101', '111'], 1), (['10', '01'], 1), (['2111', '2212', '0222'], 2), (['11111', '10001', '10101', '10001', '11111'], 1)])
+def test_outlines_keep_every_pixel_on_its_side(page, rows, label):
+    from synseg_kit.explorer import script
+    labels = np.array([[int(v) for v in row] for row in rows])
+    source = script('base')
+    d = page.run(f'(() => {{ {source}; return outlines({json.dumps(labels.ravel().tolist())}, {labels.shape[0]}, {labels.shape[1]}, {label}); }})()')
+    _, found = outlines_of(f'<svg xmlns="http://www.w3.org/2000/svg"><path data-label="{label}" d="{d}"/></svg>')
+    assert (inside(found[label][0], *labels.shape) == (labels == label)).all()
 
 
 # access

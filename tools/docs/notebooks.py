@@ -2,7 +2,8 @@
 
 What a cell's first lines say is obeyed: `#| hide` drops it, `#| hide_input` and `#| echo: false` show its output alone,
 `#| hide_output` its source alone, `#| export` shows the documentation of what it defines, with the source folded below.
-`#| docs-embed: explorer.html 640` shows an HTML file that lies beside the notebook, live, 640 pixels high.
+`#| docs-embed: explorer.html 640` shows an HTML file that lies beside the notebook, live, 640 pixels high;
+`#| docs-embed: explorer.safetensors 640 {"panel": "mask"}` the page of an explorer that was kept, opened with that view.
 """
 import ast
 import base64
@@ -129,10 +130,10 @@ def output_html(output, page):
 
 
 def embed_html(value, page):
-    """Show what `#| docs-embed: FILE [HEIGHT]` names."""
-    found = re.fullmatch(r'(\S+\.html?)(?:\s+(\d+))?', value)
-    if not found: raise ValueError(f'`#| docs-embed: {value}` is not FILE.html or FILE.html HEIGHT')
-    return page.embed(found[1], int(found[2] or EMBED_HEIGHT))
+    """Show what `#| docs-embed: FILE [HEIGHT] [VIEW]` names."""
+    found = re.fullmatch(r'(\S+\.(?:html?|safetensors))(?:\s+(\d+))?(?:\s+(\{.*\}))?', value)
+    if not found: raise ValueError(f'`#| docs-embed: {value}` is not FILE.html or FILE.safetensors, then HEIGHT, then a view as {{...}}')
+    return page.embed(found[1], int(found[2] or EMBED_HEIGHT), json.loads(found[3]) if found[3] else None)
 
 
 def code_html(cell, page):

@@ -197,13 +197,22 @@ class Page:
         html = re.sub(r'<img\b[^>]*>', image, html)
         return re.sub(r'(<a\b[^>]*?href=")([^"]*)(")', lambda m: m[1] + escape(self.link(unescape(m[2]))) + m[3], html)
 
-    def embed(self, target, height):
-        """Show an HTML file that lies beside the notebook, live."""
+    def embed(self, target, height, view=None):
+        """Show an HTML file that lies beside the notebook, live; of an explorer that was kept in a file, its page, opened with a view of its own."""
         found = self.inside(target)
         path = self.site.nbs / found if found else None
         if not path or not path.is_file(): self.complain(f'the page {target} that is to be shown live is missing'); return ''
-        told = re.search(r'<title>(.*?)</title>', path.read_text(encoding='utf-8'), re.S)
+        html = path.read_text(encoding='utf-8') if path.suffix in ('.html', '.htm') else live_page(path, view)
+        told = re.search(r'<title>(.*?)</title>', html, re.S)
         title = ' '.join(unescape(told[1]).split()) if told else Path(found).stem
-        address = relative(self.site.asset(found), self.url)
+        address = relative(self.site.asset(found) if path.suffix in ('.html', '.htm') else self.site.live_page(Path(found).stem, html), self.url)
         return (f'<figure class="live"><iframe src="{escape(address)}" title="{escape(title)}" height="{height}" loading="lazy" '
                 f'sandbox="allow-scripts allow-downloads" allow="fullscreen; clipboard-write"></iframe><figcaption>Live, in your browser. <a href="{escape(address)}">Open it alone</a></figcaption></figure>')
+
+
+def live_page(path, view):
+    """Write the page of an explorer that was kept in a file, with the scripts as they are now."""
+    from synseg_kit.explorer import View, load_explorer, settle
+    explorer = load_explorer(path)
+    if view: explorer.view = settle(View(**view), explorer.shown).to_json()
+    return explorer.to_html()

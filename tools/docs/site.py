@@ -37,7 +37,7 @@ class Site:
         settings = tomllib.loads((self.root / 'pyproject.toml').read_text(encoding='utf-8'))['tool']['nbdev']
         self.nbs, self.title = self.root / settings['nbs_path'], settings['title']
         self.package = self.root / settings['lib_path']
-        self.files, self.assets, self.complaints = {}, {}, []
+        self.files, self.assets, self.complaints, self.live = {}, {}, [], []  # live: pages that were made to be shown in others
         self.cells = {path: notebooks.read_cells(self.nbs / path) for path in self.notebook_paths()}
         if 'index.ipynb' not in self.cells: raise FileNotFoundError(f'{self.nbs} has no index.ipynb, which is the start page')
         self.names = Names(self.package.name, read_package(self.package))
@@ -97,6 +97,14 @@ class Site:
         """Take a file beside the notebooks into the site; return its address."""
         self.assets[path] = self.nbs / path
         return path
+
+    def live_page(self, name, html):
+        """Take a page that was made for the site; return its address. The same page is there once."""
+        known = next((address for address in self.live if self.files[address] == html.encode()), None)
+        address = known or f'live/{name}{f"-{len(self.live) + 1}" if self.live else ""}.html'
+        self.files[address] = html.encode()
+        if not known: self.live.append(address)
+        return address
 
     # bodies
 
@@ -226,7 +234,7 @@ class Site:
             for name, source in self.assets.items():
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, aside / name)
-            complaints = [*dict.fromkeys(self.complaints), *check_site(aside, {name for name in self.assets if name.endswith(('.html', '.htm'))})]
+            complaints = [*dict.fromkeys(self.complaints), *check_site(aside, {*self.live, *(name for name in self.assets if name.endswith(('.html', '.htm')))})]
             if complaints: raise BrokenSite(f'the site has {len(complaints)} faults:\n' + '\n'.join(f'  {one}' for one in complaints))
             aside.chmod(0o755)
             old = None
