@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 
 import farm
 import nbformat
@@ -508,14 +509,16 @@ def test_a_window_to_explore_ends_with_its_process(tmp_path):
     import signal
     made = farm.write(tmp_path / 'made')
     command = [sys.executable, '-c', 'import sys; from synseg_kit.cli import main; sys.exit(main())', 'explore', str(made.root), '--no-browser']
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # who runs the tests in the background has switched interrupts off
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears) as process:
         try:
             url = process.stdout.readline().strip()
             assert re.fullmatch(r'http://127\.0\.0\.1:\d+/\?token=\S{32}', url)
             with urllib.request.urlopen(url, timeout=30) as answer: assert b'class Browser' in answer.read()
             with pytest.raises(urllib.error.HTTPError, match='403'): urllib.request.urlopen(url.partition('?')[0], timeout=30)
         finally: process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130 and 'Traceback' not in process.stderr.read()
+        try: assert process.wait(30) == 130 and 'Traceback' not in process.stderr.read()
+        finally: process.kill()  # or leaving would wait for it
 
 
 def test_installed_notebooks_are_copied_and_never_overwritten(tmp_path, monkeypatch):
