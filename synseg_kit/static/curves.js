@@ -78,20 +78,17 @@ class Chart {
   }
 }
 
-class Curves {
+class Curves extends App {
   constructor(model, root) {
-    Object.assign(this, { model, root, charts: new Map(), last: 1 });
+    super(model, root, { charts: new Map(), last: 1 });
     root.className = 'ss ss-curves';
     this.empty = h('p', { class: 'ss-quiet' }, 'waiting for the first look of the training');
     this.grid = h('div', { class: 'ss-curve-grid' });
     root.replaceChildren(this.empty, this.grid);
-    const change = () => this.draw();
-    model.on('change:curves', change);
-    this.off = [followTheme(root), () => model.off('change:curves', change)];
+    this.off.push(followTheme(root));
+    this.listen('change:curves', () => this.draw());
     this.draw();
   }
-
-  close() { this.off.forEach(undo => undo()); }
 
   draw() {
     const curves = (this.model.get('curves') ?? []).filter(curve => curve.steps.length);
@@ -110,10 +107,4 @@ class Curves {
   point(step) { this.pointer = step; for (const chart of this.charts.values()) chart.point(step); }
 }
 
-function render({ model, el }) {
-  const root = h('div', {});
-  el.append(root);
-  const app = new Curves(model, root);
-  root.explorer = app;
-  return () => app.close();
-}
+const render = opens(Curves);

@@ -76,9 +76,9 @@ class Row {
   }
 }
 
-class Failures {
+class Failures extends App {
   constructor(model, root) {
-    Object.assign(this, { model, root, rows: new Map(), parts: new Map(), asked: new Set(), view: { ...model.get('view') } });
+    super(model, root, { rows: new Map(), parts: new Map() });
     const { about, tensors } = unpack(model.get('atlas'));
     Object.assign(this, { names: about.names, count: about.count, limit: about.count, background: about.background, disagreement: tensors.disagreement.data, classes: new Map(about.classes.map(one => [one.id, one])), byImage: new Map() });
     const rows = tensors.rows.data;
@@ -86,14 +86,12 @@ class Failures {
       if (!this.byImage.has(rows[k])) this.byImage.set(rows[k], []);
       this.byImage.get(rows[k]).push([rows[k + 1], rows[k + 2]]);
     }
-    this.off = [followTheme(root)];
+    this.off.push(followTheme(root));
     this.build();
     this.listen('msg:custom', (message, buffers) => this.received(message, buffers));
     this.list();
   }
 
-  listen(name, act) { this.model.on(name, act); this.off.push(() => this.model.off(name, act)); }
-  close() { this.off.forEach(undo => undo()); }
   mean(number) { const lines = this.byImage.get(number) ?? []; return lines.reduce((sum, [, iou]) => sum + iou, 0) / lines.length; }
 
   build() {
@@ -150,10 +148,4 @@ class Failures {
   }
 }
 
-function render({ model, el }) {
-  const root = h('div', {});
-  el.append(root);
-  const app = new Failures(model, root);
-  root.explorer = app;
-  return () => app.close();
-}
+const render = opens(Failures);

@@ -12,8 +12,8 @@ class Painted {  // one strength
     [this.photo, this.grey] = [newCanvas(this.width, this.height), newCanvas(this.width, this.height)];
     const photo = this.photo.getContext('2d');
     photo.drawImage(bitmap, 0, 0, this.width, this.height);
-    const pixels = photo.getImageData(0, 0, this.width, this.height), { data } = pixels;
-    for (let i = 0; i < data.length; i += 4) data[i] = data[i + 1] = data[i + 2] = .299 * data[i] + .587 * data[i + 1] + .114 * data[i + 2];
+    const pixels = photo.getImageData(0, 0, this.width, this.height);
+    greyed(pixels);
     this.grey.getContext('2d').putImageData(pixels, 0, 0);
     this.sheet = new Sheet(Math.round(this.width / 2), Math.round(this.height / 2));
     this.large = new Float32Array(this.sheet.words.length);
@@ -31,11 +31,11 @@ class Painted {  // one strength
   }
 }
 
-class Strengths {
+class Strengths extends App {
   constructor(model, root) {
-    Object.assign(this, { model, root, about: model.get('about'), view: { ...model.get('view') }, painted: new Map(), asked: new Set() });
+    super(model, root, { about: model.get('about'), painted: new Map() });
     this.view.place ??= this.about.strengths.length - 1;
-    this.off = [followTheme(root)];
+    this.off.push(followTheme(root));
     this.build();
     this.listen('msg:custom', (message, buffers) => this.received(message, buffers));
     this.listen('change:offers', () => this.fetch());
@@ -45,9 +45,7 @@ class Strengths {
     this.draw();
   }
 
-  listen(name, act) { this.model.on(name, act); this.off.push(() => this.model.off(name, act)); }
-  close() { this.off.forEach(undo => undo()); }
-  get offers() { return this.model.get('offers') ?? []; }
+  get fetchable() { return (this.model.get('offers') ?? []).filter(name => name !== 'paint'); }  // strengths that can be fetched
 
   build() {
     const { root, about, view } = this, last = about.strengths.length - 1;
@@ -73,7 +71,7 @@ class Strengths {
     root.setAttribute('data-lm-suppress-shortcuts', 'true');
     root.replaceChildren(h('div', { class: 'ss-strip' }, this.text, h('div', { class: 'ss-row' }, this.shows.node, h('label', { class: 'ss-small' }, 'heat', this.opacity))),
       h('div', { class: 'ss-row' }, this.go, this.message), this.progress, h('div', { class: 'ss-strength-slide', style: `padding: 0 calc(50% / ${last + 1} - 7px)` }, this.slider), this.row, h('div', { class: 'ss-stages' }, this.stages.map(stage => stage.node)));
-    this.go.hidden = !this.offers.includes('paint');
+    this.go.hidden = !this.offers('paint');
   }
 
   showStatus() {
@@ -85,12 +83,12 @@ class Strengths {
     this.bar.style.transform = `scaleX(${share})`;
     this.progress.setAttribute('aria-valuenow', Math.round(100 * share));
     this.progress.style.visibility = this.busy ? 'visible' : 'hidden';
-    this.message.textContent = status.error ?? status.text ?? (this.offers.some(name => name !== 'paint') ? '' : 'nothing is painted yet');
+    this.message.textContent = status.error ?? status.text ?? (this.fetchable.length ? '' : 'nothing is painted yet');
     this.message.classList.toggle('ss-wrong', Boolean(status.error));
   }
 
   fetch() {
-    for (const name of this.offers) if (name !== 'paint' && !this.asked.has(name)) { this.asked.add(name); this.model.send({ ask: name }); }
+    this.fetchable.forEach(name => this.ask(name));
     this.showStatus();
   }
 
@@ -166,10 +164,4 @@ class Strengths {
   }
 }
 
-function render({ model, el }) {
-  const root = h('div', {});
-  el.append(root);
-  const app = new Strengths(model, root);
-  root.explorer = app;
-  return () => app.close();
-}
+const render = opens(Strengths);
