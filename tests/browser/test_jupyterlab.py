@@ -73,6 +73,13 @@ def notebook(*cells):
             'metadata': {'kernelspec': {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'}}, 'nbformat': 4, 'nbformat_minor': 5}
 
 
+def open_notebook(page, lab, name):
+    """Open a notebook, and wait until its cells can be run."""
+    page.open(f'{lab}/lab/tree/{name}?reset')
+    page.wait('Boolean(document.querySelector(".jp-CodeCell .cm-content"))', 180)
+    wait_for_kernel(lab, name)
+
+
 def wait_for_kernel(lab, name, seconds=240):
     """Wait until the notebook's kernel waits as well."""
     end = time.monotonic() + seconds
@@ -118,9 +125,7 @@ def test_a_prompt_becomes_an_image_to_explore(lab, tmp_path):
     shots = Path(os.environ.get('SYNSEG_SCREENSHOTS') or tmp_path)
     with Page(1500, 1500) as page:
         page.downloads(tmp_path)
-        page.open(f'{lab}/lab/tree/explore.ipynb?reset')
-        page.wait('Boolean(document.querySelector(".jp-CodeCell .cm-content"))', 180)
-        wait_for_kernel(lab, 'explore.ipynb')
+        open_notebook(page, lab, 'explore.ipynb')
         page.run('void jupyterapp.commands.execute("notebook:run-cell-and-select-next")')
         page.wait('Boolean(document.querySelector(".ss")?.explorer)', 180)
         assert page.run('document.querySelector(".ss").classList.contains("ss-empty")') and page.run('document.querySelector(".ss").dataset.theme') == 'light'
@@ -208,9 +213,7 @@ def test_a_prompt_becomes_an_image_to_explore(lab, tmp_path):
 def test_a_sample_is_rejected(lab, tmp_path):
     shots = Path(os.environ.get('SYNSEG_SCREENSHOTS') or tmp_path)
     with Page(1500, 1200) as page:
-        page.open(f'{lab}/lab/tree/browse.ipynb?reset')
-        page.wait('Boolean(document.querySelector(".jp-CodeCell .cm-content"))', 180)
-        wait_for_kernel(lab, 'browse.ipynb')
+        open_notebook(page, lab, 'browse.ipynb')
         page.run('void jupyterapp.commands.execute("notebook:run-cell-and-select-next")')
         page.wait('document.querySelectorAll(".ss-sample img").length === 8', 180)
         page.click('.ss-sample:nth-child(2)')
@@ -227,9 +230,7 @@ def test_a_sample_is_rejected(lab, tmp_path):
 def test_curves_appear_and_grow_while_a_training_runs(lab, tmp_path):
     shots = Path(os.environ.get('SYNSEG_SCREENSHOTS') or tmp_path)
     with Page(1500, 1000) as page:
-        page.open(f'{lab}/lab/tree/train.ipynb?reset')
-        page.wait('Boolean(document.querySelector(".jp-CodeCell .cm-content"))', 180)
-        wait_for_kernel(lab, 'train.ipynb')
+        open_notebook(page, lab, 'train.ipynb')
         page.run(f'window.seen = []; new MutationObserver(() => {{ const points = {POINTS}[0]; if (points && points !== seen.at(-1)) seen.push(points); }}).observe(document.body, {{subtree: true, childList: true, attributes: true, attributeFilter: ["d"]}})')
         page.run('void jupyterapp.commands.execute("notebook:run-cell-and-select-next")')
         page.wait(f'{POINTS}[0] === 6', 240)
