@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -96,6 +97,10 @@ def test_synseg_lab_is_for_this_machine_and_wants_its_token(tmp_path):
             if found or process.poll() is not None: break
             time.sleep(.25)
         assert found, (tmp_path / 'log').read_text()
+        for _ in range(240):  # JupyterLab names its address a moment before it listens there
+            with socket.socket() as door:
+                if door.connect_ex(('127.0.0.1', int(found[1]))) == 0: break
+            time.sleep(.25)
         base = f'http://127.0.0.1:{found[1]}/api/contents/index.ipynb?content=0'
         with pytest.raises(urllib.error.HTTPError, match='403'): urllib.request.urlopen(base, timeout=30)
         with urllib.request.urlopen(f'{base}&token=for-this-test', timeout=30) as answer: assert json.load(answer)['name'] == 'index.ipynb'
