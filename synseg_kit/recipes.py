@@ -419,12 +419,20 @@ def border(draft: Draft,
 
 def _distance(labels: Int[Tensor, "b H W"], most: int) -> Float[Tensor, "b H W"]:
     "How many pixels away, counted along rows, columns and diagonals, another label is; at most so many, plus one."
-    low = high = labels[:, None].float()
-    distance = torch.ones_like(high)
+    values = labels[:, None].float()
+    near, distance = (F.max_pool2d(values, 3, 1, 1) != -F.max_pool2d(-values, 3, 1, 1))[:, 0], torch.ones_like(values[:, 0])
     for _ in range(most):
-        low, high = -F.max_pool2d(-low, 3, 1, 1), F.max_pool2d(high, 3, 1, 1)
-        distance += low == high
-    return distance[:, 0]
+        distance += ~near
+        for axis in (1, 2): near = _beside(near, axis)
+    return distance
+
+
+def _beside(where, axis):
+    "Where it is, or one pixel before or behind along an axis."
+    length, wide = where.shape[axis] - 1, where.clone()
+    wide.narrow(axis, 1, length).logical_or_(where.narrow(axis, 0, length))
+    wide.narrow(axis, 0, length).logical_or_(where.narrow(axis, 1, length))
+    return wide
 
 
 def _trust(draft, share): return draft.but(reliability=share if draft.reliability is None else share * draft.reliability)

@@ -64,7 +64,7 @@ class CRFSettings:
         return self.num_colours or (512 if self.colour_sigma >= 8 else 1024)
 
 # %% ../nbs/05a_refinement.ipynb #68deca43
-MOST_PIXELS = 2 ** 13  # that brute force takes: a matrix of 512 MB
+MOST_PIXELS, MANY = 2 ** 13, 8  # that brute force takes: a matrix of 512 MB; classes from which on they lie side by side in memory as well
 
 
 def _check_crf(probabilities, images):
@@ -78,7 +78,9 @@ def _check_crf(probabilities, images):
 def _mean_field(probabilities, kernels, iterations):
     "Let the pixels of one picture, [guess, class, h, w], agree, by pairs of a weight and a function of [pixel, map]; guesses know nothing of each other."
     guesses, classes = probabilities.shape[:2]
-    def settle(logits): return logits.view(-1, guesses, classes).softmax(2).view(-1, guesses * classes)
+    def settle(logits):
+        if classes >= MANY: return logits.view(-1, guesses, classes).softmax(2).view(-1, guesses * classes)
+        return logits.T.reshape(guesses, classes, -1).softmax(1).view(guesses * classes, -1).T.contiguous()  # a softmax over few numbers in a row is slow
     told = probabilities.flatten(2).flatten(0, 1).T.contiguous().clamp(1e-5, 1).log()
     beliefs = settle(told)
     for _ in range(iterations):
@@ -186,7 +188,7 @@ def _palette(shades, counts, size):
     return palette
 
 # %% ../nbs/05a_refinement.ipynb #b595f40f
-NEAREST = 10  # colours of the palette that a shade takes from
+NEAREST = 6  # colours of the palette that a shade takes from
 
 def _alike(differences): return torch.exp(-.5 * differences.square().sum(-1))
 
@@ -210,7 +212,8 @@ class _BilateralFilter:
     "The position-and-colour kernel of one picture, normalised symmetrically: maps [pixel, class] in, and out."
     def __init__(self, picture, settings):
         (_, height, width), device = picture.shape, picture.device
-        shade, shades, counts = _shades(255 * picture.flatten(1).T, max(1, round(settings.colour_sigma / 3)))
+        fine = 3 if settings.palette_size >= 256 else 2  # shades that a small palette could not tell apart cost time only
+        shade, shades, counts = _shades(255 * picture.flatten(1).T, max(1, round(settings.colour_sigma / fine)))
         shades = shades / settings.colour_sigma
         palette = _palette(shades, counts, settings.palette_size)
         near, weights = _kriging(shades, palette)
@@ -274,11 +277,17 @@ def _neighbours(maps, dilations):
 
 def _affinities(pixels, dilations):
     "Weigh each pixel's neighbours, [neighbour, b, 1, h, w]; they sum to 1 over the first axis."
-    differences = [shifted - pixels for shifted in _neighbours(pixels, dilations)]
-    count = 9 * len(dilations)  # with the pixel itself once for each distance, where the difference is 0
-    mean, square = sum(differences) / count, sum(difference.square() for difference in differences)
-    deviation = ((square - count * mean.square()) / (count - 1)).clamp(min=0).sqrt()
-    return torch.stack([-(difference.abs() / (1e-8 + .1 * deviation)).mean(1, keepdim=True) for difference in differences]).softmax(0)
+    count, total, square = 9 * len(dilations), torch.zeros_like(pixels), torch.zeros_like(pixels)  # with the pixel itself once for each distance, where the difference is 0
+    for shifted in _neighbours(pixels, dilations):
+        difference = shifted - pixels
+        total += difference
+        square.addcmul_(difference, difference)
+    deviation = ((square - total.square() / count) / (count - 1)).clamp(min=0).sqrt()
+    scale, weights = -1 / (3 * (1e-8 + .1 * deviation)), pixels.new_empty(8 * len(dilations), len(pixels), 1, *pixels.shape[2:])
+    for weight, shifted in zip(weights, _neighbours(pixels, dilations)):
+        red, green, blue = (shifted - pixels).abs_().mul_(scale).split(1, 1)
+        torch.add(red, green, out=weight).add_(blue)
+    return weights.softmax(0)
 
 def pamr(probabilities: Float[Tensor, "b class h w"],  # or any scores
          images: Pixels,  # uint8, or floats from 0 to 1
