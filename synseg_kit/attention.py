@@ -533,6 +533,7 @@ class _Options(NamedTuple):
     tokens: str
     special: bool
     self_attention: tuple
+    self_every: int
     replay: tuple
     variance: bool
     daam_compat: bool
@@ -629,7 +630,13 @@ class _Listener:
         if self.step == 0: self.prepare(text, rows, inputs)
         if self.selected is not None and self.step not in self.selected: return
         self.trace.steps.append(self.step)
-        self.call, self.per_grid = _Call(len(text), rows, self.trace.latent, text.shape[1]), {}
+        self.call, self.per_grid, self.due = _Call(len(text), rows, self.trace.latent, text.shape[1]), {}, self.self_attention_is_due()
+
+    def self_attention_is_due(self):
+        "Whether the step that begins is one whose self-attention is added up."
+        every, heard = self.options.self_every, len(self.trace.steps) - 1
+        count = self.trace.num_steps if self.selected is None else len(self.selected)
+        return heard % every == min(every // 2, (count or 1) - 1)  # how many are to come is unknown when the denoiser is called by hand
 
     def close_call(self, module, args, output):
         heard = self.call is not None and output is not None
@@ -734,9 +741,10 @@ class _Listener:
     def record_self(self, site, grid, query, key, lse, scale, mask, places):
         "Add what places say about places."
         trace, options = self.trace, self.options
+        if not (self.due or _is_among(grid, options.replay)): return
         if lse is None and key.shape[2] != query.shape[2]: lse = log_sum_exp(query, key, scale, mask)
         key, mask = _stretch(key, 2, places), _stretch(mask, 3, places)
-        if _is_among(grid, options.self_attention):
+        if self.due and _is_among(grid, options.self_attention):
             trace._add(trace._self_sums, grid, _mean_over_heads(query, key, lse, scale, mask))
         if _is_among(grid, options.replay):
             with torch.inference_mode(False): trace._replay[grid, site.name] = (query.detach().clone(), key.detach().clone(), scale)
@@ -814,6 +822,7 @@ def capture(pipe: DiffusionPipeline,
             tokens: str | None = None,  # 'mentions': the tokens of mentioned words; 'all': every token; None: mentions, for plain strings all
             special: bool = False,  # also the start token, the end token and the mean over padding
             self_attention: Sequence[Resolution] = (),  # resolutions whose self-attention is kept as a matrix
+            self_every: int = 1,  # of so many captured steps one has its self-attention added to the matrix, the middle one; it is what costs most, and changes slowly
             replay: Sequence[Resolution] = (),  # resolutions whose last queries and keys are kept, for `Trace.propagate` without a matrix
             side: Sequence[str | Prompt] = (),  # texts that are not the prompt: how would the same places read their words?
             share: str = 'all',  # of what a map is the share; where text and image are in one softmax, 'text' leaves the image out
@@ -827,11 +836,12 @@ def capture(pipe: DiffusionPipeline,
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     for name, value, allowed in (('keep', set(keep) - set(KEEP), KEEP), ('tokens', {tokens} - {'mentions', 'all'}, ('mentions', 'all')), ('share', {share} - set(SHARES), SHARES)):
         if value: raise ValueError(f'{name} is {" or ".join(map(repr, allowed))}, got {", ".join(map(repr, sorted(value)))}')
+    if not isinstance(self_every, int) or self_every < 1: raise ValueError(f'self_every is a whole number of steps from 1, got {self_every!r}')
     if daam_compat: keep = (*keep, 'head')
     if 'head' in keep and 'layer' not in keep: keep = (*keep, 'layer')  # a head is a head of its layer
     wanted = [tuple(size if isinstance(size, int) else tuple(size) for size in sizes) for sizes in (self_attention, replay)]
     trace = Trace([*map(_as_prompt, given)], (), keep, share, [*map(_as_prompt, side)])
-    listener = _Listener(pipe, trace, _Options(images_per_prompt, steps, tokens, special, *wanted, variance, daam_compat))
+    listener = _Listener(pipe, trace, _Options(images_per_prompt, steps, tokens, special, wanted[0], self_every, wanted[1], variance, daam_compat))
     if not (any(track.names for track in trace.tracks) or listener.too_long or any(wanted) or side):
         raise ValueError("no prompt mentions a class, so there is nothing to capture; give tokens='all' or "
                          "self_attention")

@@ -220,8 +220,8 @@ def compete(draft: Draft,
 FALLBACK = 16  # resolution of self-attention that is captured beside the wanted ones
 
 
-def _affinity_kept(resolution=None, resolutions=(), **_):
-    return {'self_attention': tuple(dict.fromkeys((*([resolution] if resolution else resolutions), FALLBACK)))}
+def _affinity_kept(resolution=None, resolutions=(), every=1, **_):
+    return {'self_attention': tuple(dict.fromkeys((*([resolution] if resolution else resolutions), FALLBACK))), **({'self_every': every} if every > 1 else {})}
 
 
 def _affinity_grid(trace, resolution, replay=False):
@@ -294,6 +294,7 @@ def _seeds(maps):
 def surround(draft: Draft,
              *,
              resolution: Resolution = 32,  # of the self-attention; means the nearest that was captured
+             every: int = 1,  # of so many steps one has its self-attention captured
              weight: float = 0.5,  # from 0 to 1: of what is grown, beside the score that the background has; without one it counts alone
              ) -> Draft:
     "Grow the background along self-attention, from where no class is, and mix that into its score."
@@ -469,7 +470,7 @@ RULES = {  # parameter of a step here -> a test of its values, and what it needs
     **dict.fromkeys(('temperature', 'reach', 'level_step', 'gaussian_sigma', 'bilateral_sigma', 'colour_sigma'), (lambda v: v > 0, 'positive')),
     **dict.fromkeys(('min_area', 'sharpness', 'gaussian_weight', 'bilateral_weight'), (lambda v: v >= 0, 'a number from 0')),
     **dict.fromkeys(('power', 'walk'), (lambda v: isinstance(v, int) and v >= 0, 'a whole number from 0')),
-    'iterations': (lambda v: isinstance(v, int) and v >= 1, 'a whole number from 1'), 'num_colours': (lambda v: v is None or isinstance(v, int) and v >= 1, 'None or a whole number from 1'), 'among': (lambda v: v >= 2, 'at least 2'),
+    **dict.fromkeys(('iterations', 'every'), (lambda v: isinstance(v, int) and v >= 1, 'a whole number from 1')), 'num_colours': (lambda v: v is None or isinstance(v, int) and v >= 1, 'None or a whole number from 1'), 'among': (lambda v: v >= 2, 'at least 2'),
     'dilations': (lambda v: _each(v, int, lambda d: d >= 1), 'distances of at least one pixel'),
     **dict.fromkeys(('resolution', 'resolutions'), (_is_resolutions, 'a number of places, several, or a mapping of them to positive weights')),
     'layers': (lambda v: v is None or _each(v, str, len), "None, or several beginnings of layers' names"),
@@ -532,17 +533,20 @@ def step(function: Callable[..., Draft],  # from draft to draft
     return Step(function, parameters, name, on)
 
 # %% ../nbs/05b_recipes.ipynb #577d062c
-JOINED = ('keep', 'self_attention', 'replay')  # options of `capture` that list what is wanted; of any other the last one given counts
+JOINED = ('keep', 'self_attention', 'replay')  # options of `capture` that list what is wanted; of 'self_every' the least counts, of any other the last one given
 
 
 def merge_captures(*captures,  # recipes, or options of `capture`
                    ) -> dict:  # options that serve all of them
     "Join what several recipes need, for one capture."
-    merged = {}
-    for one in captures:
-        for name, value in getattr(one, 'capture', one).items():
+    merged, every = {}, set()
+    for options in (getattr(one, 'capture', one) for one in captures):
+        if 'self_attention' in options: every.add(options.get('self_every', 1))
+        for name, value in options.items():
             if name in JOINED: merged[name] = tuple(dict.fromkeys((*merged.get(name, ()), *(value if isinstance(value, Sequence) and not isinstance(value, str) else [value]))))
             else: merged[name] = value
+    if every and min(every) > 1: merged['self_every'] = min(every)
+    else: merged.pop('self_every', None)
     return merged
 
 
@@ -698,7 +702,7 @@ RECIPES = {made.name: made for made in (
     Recipe('diffumask', (step(read, resolutions=(16, 32, 64), mix='bicubic', at='image', scale='max'), adapt, choose, step(specks, min_area=1500 / 512 ** 2, by='box', into='background'), rank)),
     Recipe('seediff', (read_layers, stretch, grow_object, grow_background, enlarge, pamr, step(constant, level=.5), choose, rank)),
     Recipe('otsu', (read, enlarge, stretch, cut, choose, rank)),
-    Recipe('synseg', (step(read, layers=('up_blocks',)), step(compete, sharpness=.5), stretch, step(rest, beta=.3), surround, note, pamr,
+    Recipe('synseg', (step(read, layers=('up_blocks',)), step(compete, sharpness=.5), stretch, step(rest, beta=.3), step(surround, every=4), note, pamr,
                       step(crf, temperature=.05, gaussian_sigma=.016, bilateral_sigma=.3, num_colours=128), choose,
                       step(specks, min_area=.002), rank, agree, border)))}
 

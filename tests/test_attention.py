@@ -200,6 +200,18 @@ def test_self_attention_equals_a_float64_softmax(pipe):
     with pytest.raises(ValueError, match='no map of resolution 16'): trace.self_attention(0, 16)
 
 
+def test_self_attention_of_one_step_among_several(pipe):
+    single = []
+    for index in range(5):
+        with capture(pipe, PROMPTS, steps=[index], self_attention=(8,)) as trace: paint(pipe, steps=5)
+        single.append(trace.self_attention(1))
+    for every, options, heard in ((1, {}, range(5)), (2, {}, (1, 3)), (4, {}, (2,)), (50, {}, (4,)), (2, {'steps': [0, 3, 4]}, (3,)), (3, {'steps': [4]}, (4,))):
+        with capture(pipe, PROMPTS, self_attention=(8,), self_every=every, **options) as trace: paint(pipe, steps=5)
+        assert torch.allclose(trace.self_attention(1), torch.stack([single[i] for i in heard]).mean(0), atol=1e-6), every
+        assert len(trace.steps) == len(options.get('steps', range(5)))  # words are heard at all of them
+    with pytest.raises(ValueError, match='self_every is a whole number of steps from 1, got 0'), capture(pipe, PROMPTS, self_attention=(8,), self_every=0): pass
+
+
 def test_stable_diffusion_xl(pipe):
     xl = tiny_xl_pipeline()
     with capture(xl, PROMPTS) as trace, oracle(xl) as seen: paint(xl)

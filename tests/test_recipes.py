@@ -600,7 +600,10 @@ def test_every_step_of_synseg_can_be_left_out(step_name):
 def test_captures_merge():
     assert merge_captures() == {} and merge_captures(RECIPES['otsu'], RECIPES['daam']) == {}
     assert merge_captures(RECIPES['attn2mask'], RECIPES['seediff']) == {'keep': ('step', 'layer'), 'self_attention': (16, 32, 64)}
-    assert merge_captures({'keep': 'step', 'self_attention': (8,)}, RECIPES['synseg']) == {'keep': ('step', 'layer'), 'self_attention': (8, 32, 16)}
+    assert merge_captures({'keep': 'step', 'self_attention': (8,)}, RECIPES['synseg']) == {'keep': ('step', 'layer'), 'self_attention': (8, 32, 16)}  # who wants it without a word about steps wants all
+    assert merge_captures(RECIPES['synseg']) == {'keep': ('layer',), 'self_attention': (32, 16), 'self_every': 4}
+    assert merge_captures(RECIPES['synseg'], {'self_attention': (8,), 'self_every': 2}, {'keep': 'step'})['self_every'] == 2
+    assert 'self_every' not in merge_captures(RECIPES['synseg'], RECIPES['seediff'])
     assert RECIPES['synseg'].without('surround').but(layers=None).capture == {}
     assert recipe('dataset_diffusion', resolution=64).capture == {'self_attention': (64, 16)} and recipe('dataset_diffusion', resolution=16).capture == {'self_attention': (16,)}
 
