@@ -12,6 +12,7 @@ import json
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
@@ -33,7 +34,8 @@ class Task:
 
 @runtime_checkable
 class Maker(Protocol):
-    "What a worker has after it started; one that can choose the size of blocks also has `fit(prompts)`, which says how many samples it makes at once."
+    """What a worker has after it started; one that can choose the size of blocks also has `fit(prompts)`, which says how many samples it makes at once, and one whose last part of a block can wait
+    while the next is begun has `begin(task)`, which gives that part as a function."""
     about: Mapping[str, Any] # how it makes samples, as dataset.json has it; all workers must agree
     hardware: str # such as "cpu" or the name of a GPU; workers may differ in it
     def check(self, prompts: Sequence[Prompt]) -> None: "Refuse prompts that no sample could be made from."
@@ -53,21 +55,41 @@ class Pool(Protocol):
     def close(self) -> None: "End all workers."
 
 class ThisProcess:
-    "A pool whose only worker is this process."
+    "A pool whose only worker is this process; a second thread ends each block while the next one is begun, so that a GPU need not wait for files to be encoded."
     count = 1
 
     def __init__(self,
         maker: Maker, # that has started
     ):
-        self.maker, self._asked = maker, deque()
+        self.maker, self._asked, self._ending, self._thread, self._error = maker, deque(), deque(), None, None
 
     def start(self, worker): self._asked.append(('start', None))
     def send(self, worker, kind, content): self._asked.append((kind, content))
-    def close(self): self._asked.clear()
+
+    def close(self):
+        self._asked.clear()
+        self._ending.clear()
+        if self._thread: self._thread.shutdown(cancel_futures=True)
 
     def receive(self):
+        if self._error or not self._asked: return (yield from self._hand_over())
         kind, content = self._asked.popleft()
-        yield (0, 'ready', (dict(self.maker.about), self.maker.hardware)) if kind == 'start' else (0, REPLIES[kind], getattr(self.maker, kind)(content))
+        if kind == 'start': yield 0, 'ready', (dict(self.maker.about), self.maker.hardware)
+        elif kind == 'make' and hasattr(self.maker, 'begin'): yield from self._make(content)
+        else: yield 0, REPLIES[kind], getattr(self.maker, kind)(content)
+
+    def _make(self, task):
+        "Begin a block; hand over the one before."
+        self._thread = self._thread or ThreadPoolExecutor(1)
+        try: self._ending.append(self._thread.submit(self.maker.begin(task)))
+        except BaseException as error: self._error = error  # an interruption as well: first what is made is written
+        if self._error or len(self._ending) > 1: yield from self._hand_over()
+
+    def _hand_over(self):
+        if not self._ending: raise self._error
+        yield self._ended()
+
+    def _ended(self): return 0, REPLIES['make'], self._ending.popleft().result()
 
 # %% ../nbs/06c_coordination.ipynb #e752775a
 class WorkersFailed(RuntimeError): "Workers could not make the dataset; what is written stays."

@@ -413,10 +413,14 @@ class BlockMaker:
         return find_block_size(self.pipe, prompts, self.class_set, self.settings)
 
     def make(self, task: Task) -> EncodedBlock:
-        "Make a block, and look at its samples for whoever judges them."
+        "Make a block."
+        return self.begin(task)()
+
+    def begin(self, task: Task) -> Callable[[], EncodedBlock]:
+        "Make the samples of a block, and look at them for whoever judges them; encoding them is left to do."
         samples = make_numbered_block(self.pipe, task.block, task.numbers, task.prompts, self.class_set, self.settings, self.room)
         looks = {} if task.look is None else {n: task.look(n, sample) for n, sample in zip(task.numbers, samples) if sample is not None}
-        return replace(encode_block(task.block, task.numbers, self.count, samples, self.class_set), looks=looks)
+        return lambda: replace(encode_block(task.block, task.numbers, self.count, samples, self.class_set), looks=looks)
 
 def synthesize(
     pipe: DiffusionPipeline, # a text-to-image pipeline that `capture` knows

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from threading import Condition
 
 import pytest
 from fake_maker import FakeMaker, NotAgain
@@ -46,6 +47,54 @@ def by_hand(prompts=PROMPTS, apart=2):
 
 def test_importing_coordination_brings_no_torch():
     assert subprocess.run([sys.executable, '-c', 'import sys, synseg_kit.coordination; sys.exit("torch" in sys.modules)']).returncode == 0
+
+
+# ---- blocks that end while the next one begins
+
+class InTwoParts:
+    """A maker whose blocks are ended by another thread."""
+    def __init__(self, maker, stops_at=None, breaks_at=None):
+        self.maker, self.about, self.hardware = maker, maker.about, maker.hardware
+        self.stops_at, self.breaks_at, self.begun, self.together, self.news = stops_at, breaks_at, [], 0, Condition()
+
+    def check(self, prompts): self.maker.check(prompts)
+    def make(self, task): raise AssertionError('it can begin')
+
+    def begin(self, task):
+        if task.block == self.stops_at: raise KeyboardInterrupt
+        with self.news:
+            self.begun.append(task.block)
+            self.news.notify_all()
+        block = self.maker.make(task)
+        return lambda: self.end(block)
+
+    def end(self, block):
+        if block.number == self.breaks_at: raise ValueError(f'block {block.number} cannot be encoded')
+        with self.news: self.together += self.news.wait_for(lambda: self.begun[-1] > block.number, 5 if block.number < 10 else 0)
+        return block
+
+
+def in_two_parts(folder, notes, **tricks):
+    notes.mkdir(exist_ok=True)
+    maker = InTwoParts(FakeMaker(str(notes))(0), **tricks)
+    return maker, lambda: synthesize_in(ThisProcess(maker), PROMPTS, folder, PETS, 2, progress=False)
+
+
+def test_a_block_ends_while_the_next_one_begins(tmp_path):
+    whole = make(tmp_path / 'whole', tmp_path / 'notes')
+    maker, run = in_two_parts(tmp_path / 'data', tmp_path / 'notes')
+    assert contents(run().root) == contents(whole.root)
+    assert maker.begun == list(range(11)) and maker.together == 10  # the last one has none after it
+
+
+@pytest.mark.parametrize(('tricks', 'error', 'written'), [({'stops_at': 0}, KeyboardInterrupt, 0), ({'stops_at': 4}, KeyboardInterrupt, 4), ({'breaks_at': 4}, ValueError, 4)])
+def test_what_was_made_before_an_interruption_is_written(tmp_path, tricks, error, written):
+    whole = make(tmp_path / 'whole', tmp_path / 'notes')
+    _, run = in_two_parts(tmp_path / 'data', tmp_path / 'notes', **tricks)
+    with pytest.raises(error): run()
+    assert len([*(tmp_path / 'data').glob('blocks/*.json')]) == written
+    maker, again = in_two_parts(tmp_path / 'data', tmp_path / 'notes')
+    assert contents(again().root) == contents(whole.root) and maker.begun[0] == written
 
 
 # ---- filters
