@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['IGNORE', 'Network', 'RULES', 'BECO', 'OBJECTIVES', 'SPOILS', 'Lesson', 'Objective', 'mean_over', 'penalties',
            'chosen_probability', 'PixelLoss', 'Plain', 'IgnoreBand', 'Weighted', 'URN', 'GeneralisedCrossEntropy',
-           'SymmetricCrossEntropy', 'reliable_pixels', 'Mixed', 'pick_classes', 'class_mix', 'CoTraining', 'CoTeaching',
-           'SelfTraining', 'fit_learning_curve', 'slowed', 'correct_labels', 'ADELE', 'objective', 'steps_inside',
-           'spoil']
+           'SymmetricCrossEntropy', 'reliable_pixels', 'Mixed', 'pick_classes', 'named_classes', 'class_mix',
+           'CoTraining', 'CoTeaching', 'SelfTraining', 'fit_learning_curve', 'slowed', 'correct_labels', 'ADELE',
+           'objective', 'steps_inside', 'spoil']
 
 # %% ../nbs/08_robust.ipynb #a9629dce
 import math
@@ -40,7 +40,7 @@ class Lesson:
 
 
 RULES = {  # field of an objective -> a test of its values, and what it needs to be
-    **dict.fromkeys(('share', 'least', 'doubt', 'weight', 'mix', 'sure', 'trust', 'warm_up', 'alone', 'truncate', 'after', 'noise', 'rise', 'ratio', 'confidence'), (lambda v: 0 <= v <= 1, 'from 0 to 1')),
+    **dict.fromkeys(('share', 'least', 'doubt', 'weight', 'mix', 'sure', 'trust', 'trust_background', 'warm_up', 'alone', 'truncate', 'after', 'noise', 'rise', 'ratio', 'confidence'), (lambda v: 0 <= v <= 1, 'from 0 to 1')),
     **dict.fromkeys(('alpha', 'beta', 'border', 'consistency'), (lambda v: v >= 0, 'a number from 0')),
     'every': (lambda v: v >= 1, 'at least 1'), 'q': (lambda v: 0 < v <= 1, 'above 0, at most 1'), 'floor': (lambda v: 0 < v < 1, 'between 0 and 1')}
 
@@ -178,11 +178,28 @@ def pick_classes(labels: Integer[Tensor, "n h w"],  # class ids, or IGNORE
     candidates = flat != IGNORE
     if background is not None: candidates = candidates & (flat != background)
     if usable is not None: candidates = candidates & usable.flatten(1)
-    there = torch.zeros(len(flat), num_classes, dtype=torch.uint8, device=flat.device).scatter_reduce_(1, flat.clamp(min=0), candidates.byte(), 'amax').bool()
+    there = _occurring(flat, candidates, num_classes)
     lots = torch.rand(there.shape, device=flat.device).masked_fill(~there, -1.)
     place = lots.argsort(dim=1, descending=True).argsort(dim=1)
     taken = there & (place < (there.sum(1, keepdim=True) + 1) // 2)
     return (taken.gather(1, flat.clamp(min=0)) & candidates).view_as(labels)
+
+
+def _occurring(flat, counted, num_classes):
+    "Which classes occur among the pixels that count, [n, class]."
+    there = torch.zeros(len(flat), num_classes, dtype=torch.uint8, device=flat.device)
+    return there.scatter_reduce_(1, flat.clamp(min=0), counted.byte(), 'amax').bool()
+
+
+def named_classes(labels: Integer[Tensor, "n h w"],  # class ids, or IGNORE
+                  num_classes: int,  # ids go from 0 to below this
+                  background: int | None = 0,  # id that every image has; None: there is none
+                  ) -> Bool[Tensor, "n class"]:
+    "Tell which classes the labels of each image name; where they name none, all."
+    flat = labels.flatten(1)
+    there = _occurring(flat, flat != IGNORE, num_classes)
+    if background is not None: there[:, background] = True
+    return there | ~there.any(1, keepdim=True)
 
 
 def class_mix(images: Float[Tensor, "n 3 h w"],
@@ -199,34 +216,40 @@ def class_mix(images: Float[Tensor, "n 3 h w"],
 # %% ../nbs/08_robust.ipynb #b4c51119
 @dataclass(frozen=True)
 class CoTraining(Objective):
-    "Two networks: reliable pixels follow the mask, the others what the other network is sure of (after BECO, confidence from attention)."
-    share: float = .5  # of each class's pixels in each image that follow the mask
+    "Two networks: reliable pixels follow the mask; of the others, those where the other network is sure of an object that the mask names follow it (after BECO, confidence from attention)."
+    share: float = .5  # of each class's pixels in each image that follow the mask, whatever a network says
     alone: float = .35  # share of the training before the networks teach each other; until then every pixel follows the mask
-    trust: float = .6  # probability from which on the other network is believed; what neither it nor the mask is good for teaches nothing
+    trust: float = .6  # probability above which the other network is believed that there is an object; elsewhere the mask counts
+    trust_background: float = 1.  # probability above which it is believed that there is none; 1: never
+    named: bool = True  # let it choose among the classes that the mask names in the image; False: among all
     average: bool = True  # ask the other network's average over steps; False: the network itself, as it learns
     mix: float = 0.  # probability that a batch is mixed
     border: float = .2  # how much more seams count
     sure: float = .95  # probability from which on both networks' common label may be pasted
     warm_up: float = .1  # share of the training in which mixing goes by the masks; never less than `alone`
-    background: int | None = 0  # id that is never pasted; None: every class may be
+    background: int | None = 0  # id that is never pasted, and doubted where a network says it; None: there is none
 
     networks: ClassVar[int] = 2
 
     def __call__(self, networks, lesson):
         shown = self.mixed(lesson) if len(lesson.images) > 1 and torch.rand(()) < self.mix else self.unmixed(lesson)
         logits = [network(shown.images) for network in networks]
-        known = shown.labels != IGNORE
-        loss = 0.
-        for own, other in zip(logits, reversed(self.told(logits, shown, lesson))):
-            target = torch.where(shown.reliable, shown.labels, other).masked_fill(~known, IGNORE)
-            loss = loss + (penalties(own, target) * (1 + self.border * shown.border * shown.reliable)).sum() / (target != IGNORE).sum().clamp(min=1)
+        size, loss = (shown.labels != IGNORE).sum().clamp(min=1), 0.
+        for own, target in zip(logits, reversed(self.told(logits, shown, lesson))):
+            loss = loss + (penalties(own, target) * (1 + self.border * shown.border * shown.reliable)).sum() / size
         return loss
 
     def told(self, logits, shown, lesson):
-        "What each network has to say of each pixel; IGNORE where it is not sure."
+        "What each network makes of the labels, for the other to learn from."
         if lesson.gone < self.alone: return [shown.labels] * len(logits)
-        with torch.no_grad(): judged = [teacher(shown.images) for teacher in lesson.teachers] if self.average and lesson.teachers else logits
-        return [said.masked_fill(sureness < self.trust, IGNORE) for sureness, said in (one.detach().softmax(1).max(1) for one in judged)]
+        with torch.no_grad(): judged = [teacher(shown.images) for teacher in lesson.teachers] if self.average and lesson.teachers else [one.detach() for one in logits]
+        if self.named: judged = [one.masked_fill(~named_classes(shown.labels, one.shape[1], self.background)[..., None, None], -torch.inf) for one in judged]
+        return [self.corrected(shown, *one.softmax(1).max(1)) for one in judged]
+
+    def corrected(self, shown, sureness, said):
+        "The labels, but where they are unreliable and a network is sure of something else."
+        needed = self.trust if self.background is None else torch.where(said == self.background, self.trust_background, self.trust)
+        return torch.where(~shown.reliable & (sureness > needed) & (shown.labels != IGNORE), said, shown.labels)
 
     def unmixed(self, lesson):
         "The batch as it is."
@@ -243,7 +266,7 @@ class CoTraining(Objective):
         return class_mix(lesson.images, agreed, sure, pick_classes(agreed, lesson.num_classes, self.background, sure))
 
 
-BECO: Mapping[str, Any] = {'alone': 0., 'trust': 0., 'average': False, 'mix': .5}  # what makes `CoTraining` the published method
+BECO: Mapping[str, Any] = {'alone': 0., 'trust': 0., 'trust_background': 0., 'named': False, 'average': False, 'mix': .5}  # what makes `CoTraining` the published method
 
 # %% ../nbs/08_robust.ipynb #fe49af82
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from synseg_kit.robust import (ADELE, BECO, IGNORE, OBJECTIVES, SPOILS, URN, CoTeaching, CoTraining, GeneralisedCrossEntropy, IgnoreBand, Lesson, Plain, SelfTraining, SymmetricCrossEntropy, Weighted, class_mix, correct_labels, fit_learning_curve,
-                               objective, pick_classes, reliable_pixels, slowed, spoil, steps_inside)
+                               named_classes, objective, pick_classes, reliable_pixels, slowed, spoil, steps_inside)
 
 CLASSES = 5
 
@@ -204,18 +204,44 @@ def test_networks_learn_alone_first(random):
     torch.testing.assert_close(CoTraining(mix=0., alone=.1)([*map(fixed, logits)], lesson), CoTraining(mix=0., alone=0.)([*map(fixed, logits)], lesson))
 
 
-def test_the_average_is_asked_and_only_where_it_is_sure(random):
+def test_the_average_is_asked_and_believed_where_it_is_sure(random):
     lesson = lesson_of(random)
     logits, judged = [logits_of(random, lesson) for _ in range(2)], [logits_of(random, lesson) for _ in range(2)]
     later = Lesson(lesson.images, lesson.labels, lesson.reliability, CLASSES, .5, [*map(fixed, judged)])
     reliable, expected = reliable_pixels(lesson.labels, lesson.reliability), 0.
     for own, other in zip(logits, reversed(judged)):
         sureness, said = other.softmax(1).max(1)
-        target = torch.where(reliable, lesson.labels, torch.where(sureness >= .7, said, IGNORE)).masked_fill(lesson.labels == IGNORE, IGNORE)
-        assert .1 < (target[lesson.labels != IGNORE] == IGNORE).float().mean() < .4
+        target = torch.where(reliable | (sureness <= .7), lesson.labels, said).masked_fill(lesson.labels == IGNORE, IGNORE)
+        assert .05 < (target != lesson.labels).float().mean() < .6
         expected += F.cross_entropy(own, target)
-    torch.testing.assert_close(CoTraining(trust=.7)([*map(fixed, logits)], later), expected)
-    torch.testing.assert_close(CoTraining(trust=0., average=False)([*map(fixed, logits)], later), published(mix=0.)([*map(fixed, logits)], later))
+    torch.testing.assert_close(CoTraining(trust=.7, trust_background=.7, named=False)([*map(fixed, logits)], later), expected)
+    torch.testing.assert_close(CoTraining(trust=0., trust_background=0., named=False, average=False)([*map(fixed, logits)], later), published(mix=0.)([*map(fixed, logits)], later))
+
+
+def test_a_network_may_add_objects_that_the_mask_names(random):
+    """Pixel by pixel: it is asked among the classes of the mask, and its word for the background does not count."""
+    lesson = lesson_of(random)
+    judged = [3 * logits_of(random, lesson) for _ in range(2)]
+    later = Lesson(lesson.images, lesson.labels, lesson.reliability, CLASSES, .5, [*map(fixed, judged)])
+    logits, reliable, expected, changed = [logits_of(random, lesson) for _ in range(2)], reliable_pixels(lesson.labels, lesson.reliability), 0., 0
+    for own, other in zip(logits, reversed(judged)):
+        target = lesson.labels.clone()
+        for n, y, x in ((lesson.labels != IGNORE) & ~reliable).nonzero().tolist():
+            named = sorted({0, *lesson.labels[n].unique().tolist()} - {IGNORE})
+            shares = other[n, named, y, x].softmax(0)
+            best = named[int(shares.argmax())]
+            if best != 0 and shares.max() > .6: target[n, y, x] = best
+        changed += (target != lesson.labels).sum()
+        expected += F.cross_entropy(own, target)
+    assert changed > 10
+    torch.testing.assert_close(CoTraining()([*map(fixed, logits)], later), expected)
+
+
+@pytest.mark.parametrize(('background', 'named'), [(0, [[0, 2, 3], [0, 4], [0, 1, 2, 3, 4]]), (None, [[2, 3], [4], [0, 1, 2, 3, 4]])])
+def test_which_classes_a_mask_names(background, named):
+    labels = torch.tensor([[[2, 3], [3, IGNORE]], [[4, 4], [4, 4]], [[IGNORE, IGNORE], [IGNORE, IGNORE]]])
+    if background == 0: named = [*named[:2], [0]]
+    assert [row.nonzero()[:, 0].tolist() for row in named_classes(labels, 5, background)] == named
 
 
 def test_nobody_is_asked_before_its_time(random):
