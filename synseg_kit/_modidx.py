@@ -1189,6 +1189,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'synseg_kit.pictures.colour_legend': ('pictures.html#colour_legend', 'synseg_kit/pictures.py'),
                                      'synseg_kit.pictures.enlarge': ('pictures.html#enlarge', 'synseg_kit/pictures.py'),
                                      'synseg_kit.pictures.heat_picture': ('pictures.html#heat_picture', 'synseg_kit/pictures.py'),
+                                     'synseg_kit.pictures.light_figures': ('pictures.html#light_figures', 'synseg_kit/pictures.py'),
+                                     'synseg_kit.pictures.light_png': ('pictures.html#light_png', 'synseg_kit/pictures.py'),
                                      'synseg_kit.pictures.mask_picture': ('pictures.html#mask_picture', 'synseg_kit/pictures.py'),
                                      'synseg_kit.pictures.new_figure': ('pictures.html#new_figure', 'synseg_kit/pictures.py'),
                                      'synseg_kit.pictures.picture_grid': ('pictures.html#picture_grid', 'synseg_kit/pictures.py'),
