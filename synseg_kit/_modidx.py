@@ -1174,6 +1174,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'synseg_kit.pictures._hex': ('pictures.html#_hex', 'synseg_kit/pictures.py'),
                                      'synseg_kit.pictures._ink_on': ('pictures.html#_ink_on', 'synseg_kit/pictures.py'),
                                      'synseg_kit.pictures._lift': ('pictures.html#_lift', 'synseg_kit/pictures.py'),
+                                     'synseg_kit.pictures._light': ('pictures.html#_light', 'synseg_kit/pictures.py'),
                                      'synseg_kit.pictures._mix': ('pictures.html#_mix', 'synseg_kit/pictures.py'),
                                      'synseg_kit.pictures._present': ('pictures.html#_present', 'synseg_kit/pictures.py'),
                                      'synseg_kit.pictures._prompt_chunks': ('pictures.html#_prompt_chunks', 'synseg_kit/pictures.py'),

@@ -10,6 +10,7 @@ __all__ = ['SERIES', 'INK', 'QUIET', 'RULE', 'STYLE', 'STATIONS', 'style', 'to_i
 
 # %% ../nbs/01_pictures.ipynb #abd2686f
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -174,14 +175,17 @@ def light_png(
     Image.fromarray(np.minimum((pixels + 2) // 4 * 4, 255).astype(np.uint8)).save(file, 'PNG', optimize=True)
     return file.getvalue()
 
+def _light(figure):
+    file = BytesIO()
+    figure.savefig(file, format='png', dpi=figure.dpi, facecolor=figure.get_facecolor(), bbox_inches='tight')
+    return light_png(file.getvalue())
+
 def light_figures():
     "Show the figures of this notebook as `light_png` from here on."
-    from IPython import get_ipython  # notebooks have it; others do without
-    from IPython.core.pylabtools import print_figure
-    if get_ipython() is None: raise RuntimeError('light_figures is for notebooks, and here is none; save a figure with figure.savefig')
-    from matplotlib_inline.backend_inline import set_matplotlib_formats
-    set_matplotlib_formats('png')
-    get_ipython().display_formatter.formatters['image/png'].for_type(Figure, lambda figure: light_png(print_figure(figure, 'png')))
+    notebook = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    if notebook is None: raise RuntimeError('light_figures is for notebooks, and here is none; save a figure with figure.savefig')
+    notebook.run_line_magic('matplotlib', 'inline')  # before, because it says anew how figures are shown
+    notebook.display_formatter.formatters['image/png'].for_type(Figure, _light)
 
 # %% ../nbs/01_pictures.ipynb #8fed4e71
 def to_rgb(
