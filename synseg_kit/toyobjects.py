@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 
 from .classes import ClassSet, plural, toy_objects, toy_stuff
 from .prompts import Mention, Prompt
-from .toydraw import Brush, Light, Real, cast_shadow, composite, mix, noise, rgb, shade, to_uint8, vary
+from .toydraw import Brush, Light, Real, blank, cast_shadow, composite, mix, noise, rgb, shade, tinted, to_uint8, vary
 
 # %% ../nbs/03b_toyobjects.ipynb #7976d12f
 pi = np.pi
@@ -453,30 +453,30 @@ def ground_plane(
 def grass(rng, h, w):
     colour = rgb(*vary(rng, (112, 168, 76)))
     light = noise(rng, 4, h, w, (2, 1)) * f32(.05) + noise(rng, 32, h, w) * f32(.07)                 # blades and meadows
-    return colour * (1 + light)[..., None]
+    return tinted(colour, 1 + light)
 
 def sand(rng, h, w):
     colour = rgb(*vary(rng, (230, 204, 148), 8))
     _, away = ground_plane(rng, h, w)
     light = np.sin(away * f32(16) + noise(rng, 32, h, w) * f32(1.2)) * f32(.035) + noise(rng, 16, h, w) * f32(.025)   # ripples
-    return colour * (1 + light)[..., None]
+    return tinted(colour, 1 + light)
 
 def snow(rng, h, w):
     colour = rgb(*vary(rng, (236, 242, 250), 4))
     light = noise(rng, 32, h, w, (1, 2)) * f32(.035)
-    return colour * (1 + np.minimum(light, .04))[..., None] * rgb(252, 254, 255)
+    return tinted(colour, 1 + np.minimum(light, .04)) * rgb(252, 254, 255)
 
 def water(rng, h, w):
     colour = rgb(*vary(rng, (58, 132, 190)))
     _, away = ground_plane(rng, h, w)
     wave = np.sin(away * f32(20) + noise(rng, 16, h, w, (1, 2)) * f32(1.6))
     light = np.maximum(wave - f32(.35), 0) * f32(.45) + noise(rng, 32, h, w) * f32(.05)              # crests only
-    return colour * (1 + light)[..., None]
+    return tinted(colour, 1 + light)
 
 def road(rng, h, w):
     colour = rgb(*vary(rng, (92, 94, 102), 10))
     across, away = ground_plane(rng, h, w)
-    asphalt = colour * (1 + noise(rng, 4, h, w) * f32(.035) + noise(rng, 32, h, w) * f32(.04))[..., None]
+    asphalt = tinted(colour, 1 + noise(rng, 4, h, w) * f32(.035) + noise(rng, 32, h, w) * f32(.04))
     asphalt[(np.abs(across + f32(.05)) < .05) & ((away * f32(1.7)) % 1 < .6)] = rgb(236, 232, 214)   # dashed line
     return asphalt
 
@@ -487,14 +487,14 @@ def sidewalk(rng, h, w):
     slab = np.floor(u) * 3 + np.floor(v) * 5
     light = (slab % 7 - 3) * f32(.02) + noise(rng, 8, h, w) * f32(.03)
     joint = (u % 1 < .07) | (v % 1 < .09)
-    return colour * np.where(joint, f32(.72), 1 + light)[..., None]
+    return tinted(colour, np.where(joint, f32(.72), 1 + light))
 
 def floor(rng, h, w):
     colour = rgb(*vary(rng, (182, 128, 78), 10))
     across, _ = ground_plane(rng, h, w)
     u = across * f32(4.5)
     light = (np.floor(u) * 37 % 11 - 5) * f32(.022) + noise(rng, 8, h, w, (4, 1)) * f32(.035)        # each board its own
-    return colour * np.where(u % 1 < .08, f32(.7), 1 + light)[..., None]
+    return tinted(colour, np.where(u % 1 < .08, f32(.7), 1 + light))
 
 def carpet(rng, h, w):
     colour = rgb(*vary(rng, ((158, 52, 74), (52, 110, 116), (110, 70, 140))[rng.integers(3)]))
@@ -502,18 +502,18 @@ def carpet(rng, h, w):
     u, v = across * f32(3) + away * f32(3), across * f32(3) - away * f32(3)
     middle = np.abs(u % 1 - f32(.5)) + np.abs(v % 1 - f32(.5))
     light = np.where(middle < .3, f32(.35), f32(0)) + noise(rng, 4, h, w) * f32(.03)                 # diamonds
-    return colour * (1 + light)[..., None]
+    return tinted(colour, 1 + light)
 
 # %% ../nbs/03b_toyobjects.ipynb #b77e3b49
 SIZE = 128  # side of a picture in pixels
 
 def sky(rng, h, w):
-    t = (np.arange(h, dtype=f32) / SIZE * 2)[:, None, None]
+    t = (np.arange(h, dtype=f32) / SIZE * 2)[:, None]
     moods = ((rgb(96, 164, 232), rgb(206, 230, 246)), (rgb(110, 150, 220), rgb(250, 214, 180)), (rgb(120, 186, 240), rgb(222, 240, 248)))
     top, low = moods[rng.integers(3)]
     cloud = noise(rng, 32, h, w, (1, 2)) * f32(.6) + noise(rng, 16, h, w, (1, 2)) * f32(.3)
-    cloud = np.clip(cloud - f32(.35), 0, 1)[..., None]
-    return (top * (1 - t) + low * t) * (1 - cloud) + cloud * rgb(255, 253, 250)
+    cloud = np.clip(cloud - f32(.35), 0, 1)
+    return (tinted(top, 1 - t) + tinted(low, t)) * (1 - cloud)[..., None] + tinted(rgb(255, 253, 250), cloud)
 
 def wall(rng, h, w):
     colour = rgb(*vary(rng, (186, 96, 74), 12))
@@ -522,19 +522,19 @@ def wall(rng, h, w):
     x = x + (row % 2) * 8                                                                            # running bond
     light = ((x // 16 * 31 + row * 17) % 9 - 4) * f32(.022) + noise(rng, 4, h, w) * f32(.03)         # each brick its own
     mortar = (y % 8 == 0) | (x % 16 == 0)
-    return np.where(mortar[..., None], rgb(206, 190, 174), colour * (1 + light)[..., None])
+    return np.where(mortar[..., None], rgb(206, 190, 174), tinted(colour, 1 + light))
 
 def hedge(rng, h, w):
     colour = rgb(*vary(rng, (44, 96, 52), 10))
     light = np.abs(noise(rng, 8, h, w)) * f32(.26) + noise(rng, 4, h, w) * f32(.06) - f32(.12)       # leaves
-    return colour * (1 + light)[..., None]
+    return tinted(colour, 1 + light)
 
 def curtain(rng, h, w):
     colour = rgb(*vary(rng, ((222, 196, 120), (196, 130, 160), (128, 150, 190))[rng.integers(3)]))
     x = np.arange(w, dtype=f32)[None]
     folds = np.sin(x * f32(rng.uniform(.32, .5)) + noise(rng, 32, h, w, (4, 1)) * f32(.8))
     light = folds * f32(.14) + noise(rng, 16, h, w, (4, 1)) * f32(.03)
-    return colour * (1 + light)[..., None]
+    return tinted(colour, 1 + light)
 
 # %% ../nbs/03b_toyobjects.ipynb #f898b5e6
 GROUNDS = MappingProxyType({painter.__name__: painter for painter in (grass, sand, snow, water, road, sidewalk, floor, carpet)})
@@ -709,7 +709,7 @@ def paint_place(
     horizon: int,              # first row of the ground
 ) -> tuple[Float[np.ndarray, "128 128 3"], UInt8[np.ndarray, "128 128"]]:   # picture in 0 .. 1, ids of `toy_stuff()`
     "Paint the backdrop and the ground."
-    image, stuff = np.empty((SIZE, SIZE, 3), f32), np.empty((SIZE, SIZE), np.uint8)
+    image, stuff = blank(SIZE, SIZE), np.empty((SIZE, SIZE), np.uint8)
     image[:horizon] = BACKDROPS[scene.backdrop](rng, horizon, SIZE)
     image[horizon:] = GROUNDS[scene.ground](rng, SIZE - horizon, SIZE)
     if scene.backdrop != 'sky': image[horizon:horizon + 3] *= np.array([.7, .8, .9], f32)[:, None, None]   # where they meet

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['MOODS', 'ROAD', 'SIDEWALK', 'BUILDING', 'VEGETATION', 'SKY', 'PERSON', 'CAR', 'SIGN', 'FIRST_THING', 'OCTAGON',
-           'Point', 'FACADES', 'GREENS', 'BANDS', 'LANE_PAINT', 'KERB', 'PARKING', 'STOREY', 'ROOFS', 'AWNINGS',
-           'LAMP_LIGHT', 'TRUNK', 'CROWNS', 'TREES', 'CAR_SHAPES', 'CAR_PAINT', 'CAR_GLASS', 'TYRE', 'CLOTHES',
-           'TROUSERS', 'SKINS', 'HAIR', 'UMBRELLAS', 'RIM', 'WHITE', 'SIGNS', 'Box', 'FRAME', 'ENDINGS', 'SAID',
-           'NAMES', 'PLAIN', 'KIND_WORDS', 'MOOD_SHARES', 'FINE', 'COARSE', 'Camera', 'Mood', 'Canvas', 'gradient',
-           'paint_sky', 'draw', 'pick', 'paint_skyline', 'Layout', 'paint_ground', 'paint_markings', 'Lot',
-           'window_light', 'paint_windows', 'lit_end', 'paint_shop', 'paint_roof', 'paint_house', 'paint_tree',
-           'paint_garden', 'Thing', 'CarShape', 'window_foot', 'paint_flank', 'paint_end', 'paint_car', 'paint_person',
-           'paint_umbrella', 'paint_sign', 'boxes', 'area', 'overlap', 'keep_visible', 'hides', 'plan_cars',
-           'plan_people', 'nearest_in_frame', 'plan_signs', 'plan_trees', 'plan_lots', 'choose_word', 'name_things',
-           'describe', 'Street', 'plan_street', 'contact_rows', 'mirror_ground', 'rain_field', 'vignette', 'grade',
-           'light_up', 'paint_thing', 'paint_lot', 'paint_street']
+           'Point', 'CLOUD', 'PUFF', 'FACADES', 'GREENS', 'BANDS', 'LANE_PAINT', 'KERB', 'PARKING', 'STOREY', 'ROOFS',
+           'AWNINGS', 'LAMP_LIGHT', 'TRUNK', 'CROWNS', 'TREES', 'CAR_SHAPES', 'CAR_PAINT', 'CAR_GLASS', 'TYRE',
+           'CLOTHES', 'TROUSERS', 'SKINS', 'HAIR', 'UMBRELLAS', 'RIM', 'WHITE', 'SIGNS', 'Box', 'FRAME', 'ENDINGS',
+           'SAID', 'NAMES', 'PLAIN', 'KIND_WORDS', 'MOOD_SHARES', 'FINE', 'COARSE', 'Camera', 'Mood', 'Canvas',
+           'gradient', 'scatter', 'paint_sky', 'draw', 'pick', 'paint_skyline', 'Layout', 'paint_ground',
+           'paint_markings', 'Lot', 'window_light', 'paint_windows', 'lit_end', 'paint_shop', 'paint_roof',
+           'paint_house', 'paint_tree', 'paint_garden', 'Thing', 'CarShape', 'window_foot', 'paint_flank', 'paint_end',
+           'paint_car', 'paint_person', 'paint_umbrella', 'paint_sign', 'boxes', 'area', 'overlap', 'keep_visible',
+           'hides', 'plan_cars', 'plan_people', 'nearest_in_frame', 'plan_signs', 'plan_trees', 'plan_lots',
+           'choose_word', 'name_things', 'describe', 'Street', 'plan_street', 'contact_rows', 'mirror_ground',
+           'rain_field', 'vignette', 'grade', 'light_up', 'paint_thing', 'paint_lot', 'paint_street']
 
 # %% ../nbs/03c_toystreets.ipynb #1e431847
 import math
@@ -24,11 +24,11 @@ from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
 from .classes import plural
-from .toydraw import SUPERSAMPLE, Colour, Real, glow, mix, noise, shade, to_uint8, vary
+from .toydraw import SUPERSAMPLE, Colour, Real, between, channels, glow, mix, noise, shade, shift, to_uint8, vary
 from .toyobjects import SIZE, Painting, Sentence, article
 
 # %% ../nbs/03c_toystreets.ipynb #d9982d10
@@ -91,12 +91,14 @@ class Canvas:
         mood: Mood,      # in what light
     ):
         self.camera, self.mood = camera, mood
-        self.image = Image.new('RGBX', (SIZE * SUPERSAMPLE, SIZE * SUPERSAMPLE))  # red, green, blue, number
+        self.side = SIZE * SUPERSAMPLE
+        self.image = Image.new('RGBX', (self.side, self.side))                    # red, green, blue, number
         self.shadows = Image.new('L', (SIZE, SIZE))                               # darkness of the ground, 0 .. 255
         self.lamps = []                                                           # (column, row, radius, colour, number)
         self.draw, self._darken = ImageDraw.Draw(self.image), ImageDraw.Draw(self.shadows)
         s = SUPERSAMPLE
         self._view = camera.focal*s, camera.centre*s + .5, camera.horizon*s + .5, camera.height, camera.x
+        self._air = float(mood.haze_range), *map(float, (*mood.light, *mood.haze))
 
     def tone(
         self,
@@ -107,11 +109,12 @@ class Canvas:
         glowing: Real = 0., # 0: lit by the sky like all else, 1: by itself
     ) -> tuple[int, int, int, int]:   # what to draw with
         "Light a colour and fade it into the haze."
-        clear = math.exp(-z / self.mood.haze_range)
+        haze_range, lr, lg, lb, hr, hg, hb = self._air
+        clear = math.exp(-z / haze_range)
         haze, clear = 1 - clear, clear * light
-        (r, g, b), (lr, lg, lb), (hr, hg, hb) = colour, self.mood.light, self.mood.haze
         if glowing: lr, lg, lb = lr + (1 - lr)*glowing, lg + (1 - lg)*glowing, lb + (1 - lb)*glowing
-        return min(255, int(r*lr*clear + hr*haze)), min(255, int(g*lg*clear + hg*haze)), min(255, int(b*lb*clear + hb*haze)), number
+        r, g, b = colour
+        return int(r*lr*clear + hr*haze), int(g*lg*clear + hg*haze), int(b*lb*clear + hb*haze), number   # Pillow clips at 255
 
     def polygon(self, points: Sequence[Point], colour, number, light=1., glowing=0.):
         "Fill a polygon in space."
@@ -119,7 +122,7 @@ class Canvas:
         corners = []
         for x, y, z in points:
             scale = focal / z
-            corners += int(u + (x - x0)*scale), int(v + (height - y)*scale)
+            corners += u + (x - x0)*scale, v + (height - y)*scale
         self.draw.polygon(corners, fill=self.tone(colour, points[0][2], number, light, glowing))
 
     def front(self, x0, x1, y0, y1, z, colour, number, light=1., glowing=0.):
@@ -127,37 +130,54 @@ class Canvas:
         focal, u, v, height, x = self._view
         scale = focal / z
         if x0 > x1: x0, x1 = x1, x0
-        corners = int(u + (x0 - x)*scale), int(v + (height - y1)*scale), int(u + (x1 - x)*scale), int(v + (height - y0)*scale)
+        left, right = u + (x0 - x)*scale, u + (x1 - x)*scale
+        if right <= -1 or left >= self.side: return                              # beside the frame; Pillow cuts -.9 down to 0
+        corners = left, v + (height - y1)*scale, right, v + (height - y0)*scale
         self.draw.rectangle(corners, fill=self.tone(colour, z, number, light, glowing))
+
+    def facing(self, points: Sequence[tuple[Real, Real]], z, colour, number, light=1., glowing=0.):
+        "Fill an upright polygon (x, y) that faces us."
+        focal, u, v, height, x0 = self._view
+        scale = focal / z
+        corners = []
+        for x, y in points: corners += u + (x - x0)*scale, v + (height - y)*scale
+        self.draw.polygon(corners, fill=self.tone(colour, z, number, light, glowing))
 
     def wall(self, x, z0, z1, y0, y1, colour, number, light=1., glowing=0.):
         "Fill an upright rectangle along the street, from z0 to z1 and y0 to y1."
         focal, u, v, height, x0 = self._view
         near, far, top, bottom = focal / z0, focal / z1, height - y1, height - y0
-        left, right = int(u + (x - x0)*near), int(u + (x - x0)*far)
-        corners = left, int(v + bottom*near), left, int(v + top*near), right, int(v + top*far), right, int(v + bottom*far)
+        left, right = u + (x - x0)*near, u + (x - x0)*far
+        if (left <= -1 and right <= -1) or (left >= self.side and right >= self.side): return
+        corners = left, v + bottom*near, left, v + top*near, right, v + top*far, right, v + bottom*far
         self.draw.polygon(corners, fill=self.tone(colour, z0, number, light, glowing))
 
     def ground(self, x0, x1, z0, z1, colour, number, light=1., glowing=0.):
         "Fill a rectangle on the ground, from x0 to x1 and z0 to z1."
         focal, u, v, height, x = self._view
         near, far = focal / z0, focal / z1
-        bottom, top = int(v + height*near), int(v + height*far)
-        corners = (int(u + (x0 - x)*near), bottom, int(u + (x0 - x)*far), top,
-                   int(u + (x1 - x)*far), top, int(u + (x1 - x)*near), bottom)
+        bottom, top = v + height*near, v + height*far
+        if top >= self.side: return
+        left, right = x0 - x, x1 - x
+        corners = u + left*near, bottom, u + left*far, top, u + right*far, top, u + right*near, bottom
         self.draw.polygon(corners, fill=self.tone(colour, z0, number, light, glowing))
 
     def ellipse(self, x, y, z, rx, ry, colour, number, light=1., glowing=0.):
         "Fill an upright ellipse that faces us."
         focal, u, v, height, x0 = self._view
         scale = focal / z
-        column, row = u + (x - x0)*scale, v + (height - y)*scale
-        corners = column - rx*scale, row - ry*scale, column + rx*scale, row + ry*scale
+        column, row, width, tall = u + (x - x0)*scale, v + (height - y)*scale, rx*scale, ry*scale
+        corners = column - width, row - tall, column + width, row + tall
+        if corners[2] <= -1 or corners[0] >= self.side: return
         self.draw.ellipse(corners, fill=self.tone(colour, z, number, light, glowing))
 
     def shadow(self, points: Sequence[tuple[Real, Real]], darkness):
         "Darken a polygon (x, z) of the ground."
-        self._darken.polygon([round(w) for x, z in points for w in self.camera.pixel(x, 0, z)], fill=darkness)
+        camera, corners = self.camera, []
+        for x, z in points:
+            scale = camera.focal / z
+            corners += round(camera.centre + (x - camera.x)*scale), round(camera.horizon + camera.height*scale)
+        self._darken.polygon(corners, fill=darkness)
 
     def round_shadow(self, x, z, rx, rz, darkness):
         "Darken an ellipse of the ground."
@@ -165,33 +185,51 @@ class Canvas:
 
     def darkness(self) -> Float32[np.ndarray, "128 128"]:
         "Measure how much light shadows take from the ground, 0 .. 1; less in rain."
-        return np.asarray(self.shadows.filter(ImageFilter.BoxBlur(1)), np.float32) * np.float32((.6 if self.mood.wet else .8) / 255)
+        top = min(max(0, int(self.camera.horizon) - 2), SIZE - 1)                # no shadow is above the horizon
+        darkness = np.zeros((SIZE, SIZE), np.float32)
+        darkness[top:] = self.shadows.crop((0, top, SIZE, SIZE)).filter(ImageFilter.BoxBlur(1))
+        return darkness * np.float32((.6 if self.mood.wet else .8) / 255)
 
     def lamp(self, x, y, z, radius, colour, number):
         "Remember a light of a radius in metres, to glow when all is painted."
         self.lamps.append((*self.camera.pixel(x, y, z), radius * self.camera.focal / z, colour, number))
 
 # %% ../nbs/03c_toystreets.ipynb #209c6620
+@lru_cache
 def gradient(
-    colours: Sequence[Colour],   # at the top, in between, at the end
-    length: int,                 # rows
-) -> Float32[np.ndarray, "length 3"]:   # a colour for each row, 0 .. 255
+    colours: tuple[Colour, ...],   # at the top, in between, at the end
+    length: int,                   # rows
+) -> UInt8[np.ndarray, "length 3"]:   # a colour for each row; kept, because moods are few: do not write into it
     "Blend colours from top to bottom."
     stops, rows = (0, .6, 1), np.linspace(0, 1, length)
-    return np.stack([np.interp(rows, stops, channel) for channel in zip(*colours)], 1).astype(np.float32)
+    return np.stack([np.interp(rows, stops, channel) for channel in zip(*colours)], 1).astype(np.float32).astype(np.uint8)
+
+# %% ../nbs/03c_toystreets.ipynb #3f11de5f
+def scatter(
+    rng: np.random.Generator,              # n draws for each bound
+    bounds: Float[np.ndarray, "2 what"],   # least values, greatest values
+    n: int,                                # how many
+) -> list[list[float]]:                    # evenly distributed
+    "Draw a number of places, sizes and the like."
+    low, high = bounds
+    return (low + (high - low)*rng.random((n, len(low)))).tolist()
+
+# %% ../nbs/03c_toystreets.ipynb #552eee76
+CLOUD = np.array(((0, .02, .1, .3), (1, .7, .3, .7)))   # bounds of its column, row and size (shares of the sky) and whiteness
+PUFF = np.array(((-.6, .3), (.6, .6)))                  # bounds of the place and radius of one of its parts (shares of its size)
 
 def paint_sky(
     canvas: Canvas,            # an empty canvas
     rng: np.random.Generator,  # places the clouds
 ):
     "Paint sky and clouds, down to the horizon."
-    mood, width, end = canvas.mood, canvas.image.width, int(canvas.camera.horizon * SUPERSAMPLE) + 3
+    mood, width, end = canvas.mood, canvas.side, int(canvas.camera.horizon * SUPERSAMPLE) + 3
     column = gradient(mood.sky, end)
-    numbered = np.concatenate([column, np.full((end, 1), SKY)], 1).astype(np.uint8)
-    canvas.image.paste(Image.frombytes('RGBX', (1, end), numbered.tobytes()).resize((width, end), Image.Resampling.NEAREST), (0, 0))
-    for x, y, size, share in rng.uniform((0, .02, .1, .3), (1, .7, .3, .7), (5 if mood.wet else int(rng.integers(2, 5)), 4)).tolist():
-        colour = mix(tuple(map(int, column[int(y*end)])), mood.cloud, share)
-        for dx, r in rng.uniform((-.6, .3), (.6, .6), (4, 2)).tolist():
+    numbered = np.concatenate([column, np.full((end, 1), SKY, np.uint8)], 1)
+    canvas.image.paste(Image.frombuffer('RGBX', (width, end), numbered[:, None].repeat(width, 1)), (0, 0))
+    for x, y, size, share in scatter(rng, CLOUD, 5 if mood.wet else int(rng.integers(2, 5))):
+        colour = mix(tuple(column[int(y*end)].tolist()), mood.cloud, share)
+        for dx, r in scatter(rng, PUFF, 4):
             u, v, r = (x + dx*size)*width, y*end, r*size*width
             canvas.draw.ellipse((u - r, v - r*.2, u + r, v + r*.2), fill=(*colour, SKY))
 
@@ -219,8 +257,8 @@ def pick(
     "Pick a colour."
     colour = colours[rng.integers(len(colours))]
     if not amount: return colour
-    r, g, b, common = rng.uniform(-amount, amount, 4).tolist()
-    return tuple(min(255, max(0, int(v + common + own*.5))) for v, own in zip(colour, (r, g, b)))
+    r, g, b, common = between(rng, -amount, amount), between(rng, -amount, amount), between(rng, -amount, amount), between(rng, -amount, amount)
+    return shift(colour, common, r, g, b)
 
 def paint_skyline(
     canvas: Canvas,            # a canvas with a sky
@@ -229,11 +267,11 @@ def paint_skyline(
     "Close the view with hazy houses and trees."
     x = -36.
     while x < 36:
-        width, z = rng.uniform(7, 18), rng.uniform(95, 140)
+        width, z = between(rng, 7, 18), between(rng, 95, 140)
         if rng.random() < .3:
-            canvas.ellipse(x + width/2, 0, z, width*.65, rng.uniform(6, 9), pick(rng, GREENS), VEGETATION, .9)
-        else: canvas.front(x, x + width, -5, rng.uniform(9, 32), z, pick(rng, FACADES), BUILDING, .8)
-        x += width * rng.uniform(.6, 1.)
+            canvas.ellipse(x + width/2, 0, z, width*.65, between(rng, 6, 9), pick(rng, GREENS), VEGETATION, .9)
+        else: canvas.front(x, x + width, -5, between(rng, 9, 32), z, pick(rng, FACADES), BUILDING, .8)
+        x += width * between(rng, .6, 1.)
 
 # %% ../nbs/03c_toystreets.ipynb #40031eb6
 BANDS = (400, 110, 64, 44, 32, 24, 18, 13, 9, 6, 3.5, 1)  # metres ahead
@@ -277,7 +315,7 @@ def paint_markings(
 ):
     "Paint lanes and the crossing."
     def strip(x, half_width, z0, z1): canvas.ground(x - half_width, x + half_width, z0, z1, LANE_PAINT, ROAD, 1., .12)
-    for z in np.arange(2.2 + rng.uniform(0, 2.5), 55, 4.6).tolist(): strip(0, .08, z, z + 2)
+    for z in np.arange(2.2 + between(rng, 0, 2.5), 55, 4.6).tolist(): strip(0, .08, z, z + 2)
     for side in (-1, 1): strip(side*(layout.driven - (0 if layout.parking else .25)), .06, 2, 60)
     if layout.crossing:
         bars = int(2*layout.half / 1.1)
@@ -353,12 +391,12 @@ def paint_roof(canvas, rng, lot, x, end, colour, trim, light):
     if kind < .45:
         back = x + side
         canvas.polygon([(x, h, z0), (x, h, z1), (back, h + 2.6, z1), (back, h + 2.6, z0)], tiles, BUILDING, light)
-        canvas.polygon([(x, h, z0), (back, h + 2.6, z0), (end, h + 2.6, z0), (end, h, z0)], tiles, BUILDING, .85)
+        canvas.facing([(x, h), (back, h + 2.6), (end, h + 2.6), (end, h)], z0, tiles, BUILDING, .85)
         canvas.wall(x - side*.15, z0 - .1, z1, h - .3, h + .1, trim, BUILDING, light)                              # gutter
     elif kind < .75:
         eaves = x - side*.4
-        canvas.polygon([(x, h, z0), (middle, h + 4, z0), (end, h, z0)], colour, BUILDING, .95)
-        canvas.polygon([(eaves, h - .2, z0), (middle, h + 4.2, z0), (middle, h + 3.6, z0), (eaves, h - .7, z0)], tiles, BUILDING, .95)
+        canvas.facing([(x, h), (middle, h + 4), (end, h)], z0, colour, BUILDING, .95)
+        canvas.facing([(eaves, h - .2), (middle, h + 4.2), (middle, h + 3.6), (eaves, h - .7)], z0, tiles, BUILDING, .95)
         canvas.polygon([(eaves, h - .2, z0), (eaves, h - .2, z1), (middle, h + 4, z1), (middle, h + 4, z0)], tiles, BUILDING, light)
     else:
         canvas.wall(x - side*.2, z0 - .15, z1, h - .5, h, trim, BUILDING, light)
@@ -402,15 +440,15 @@ def paint_tree(
     if kind == 'pine':
         canvas.front(x - w, x + w, 0, h*.3, z, TRUNK, number)
         for i, (bottom, top, r) in enumerate(((.16, .55, .3), (.36, .78, .24), (.58, 1, .17))):
-            canvas.polygon([(x - r*h, h*bottom, z), (x, h*top, z), (x + r*h, h*bottom, z)], green, number, .9 + .12*i)
-            canvas.polygon([(x, h*bottom, z), (x, h*top, z), (x + r*h, h*bottom, z)], green, number, .76 + .12*i)
+            canvas.facing([(x - r*h, h*bottom), (x, h*top), (x + r*h, h*bottom)], z, green, number, .9 + .12*i)
+            canvas.facing([(x, h*bottom), (x, h*top), (x + r*h, h*bottom)], z, green, number, .76 + .12*i)
         return
-    canvas.polygon([(x - w, 0, z), (x - w*.7, h*.6, z), (x + w*.7, h*.6, z), (x + w, 0, z)], TRUNK, number)
-    crown = [(x + (a + da)*h, h*(b + db), z, rx*h, ry*h) for (a, b, rx, ry), (da, db) in
-             zip(CROWNS[kind], rng.uniform(-.025, .025, (6, 2)).tolist())]
+    canvas.facing([(x - w, 0), (x - w*.7, h*.6), (x + w*.7, h*.6), (x + w, 0)], z, TRUNK, number)
+    crown = [(x + (a + da)*h, h*(b + db), rx*h, ry*h) for (a, b, rx, ry), (da, db) in
+             zip(CROWNS[kind], (.05*rng.random((6, 2)) - .025).tolist())]
     if h*canvas.camera.focal < 16*z: crown = crown[::2]                                            # far: half of it will do
-    for i, (a, b, _, rx, ry) in enumerate(crown): canvas.ellipse(a, b, z, rx, ry, green, number, .74 + .03*i)
-    for i, (a, b, _, rx, ry) in enumerate(crown): canvas.ellipse(a - .03*h, b + .035*h, z, rx*.72, ry*.7, green, number, .94 + .05*i)
+    for i, (a, b, rx, ry) in enumerate(crown): canvas.ellipse(a, b, z, rx, ry, green, number, .74 + .03*i)
+    for i, (a, b, rx, ry) in enumerate(crown): canvas.ellipse(a - .03*h, b + .035*h, z, rx*.72, ry*.7, green, number, .94 + .05*i)
 
 def paint_garden(
     canvas: Canvas,            # where to paint
@@ -422,8 +460,8 @@ def paint_garden(
     x, depth = lot.side*edge, lot.z1 - lot.z0
     for share in (.8, .3):
         kind = TREES[rng.integers(3)]
-        paint_tree(canvas, rng, kind, x + lot.side*rng.uniform(2, 4), lot.z0 + share*depth, rng.uniform(5, 9), VEGETATION)
-    green, h = pick(rng, GREENS, 10), rng.uniform(2.1, 2.6)                                       # above our eyes
+        paint_tree(canvas, rng, kind, x + lot.side*between(rng, 2, 4), lot.z0 + share*depth, between(rng, 5, 9), VEGETATION)
+    green, h = pick(rng, GREENS, 10), between(rng, 2.1, 2.6)                                       # above our eyes
     canvas.front(x, x + lot.side*14, 0, h, lot.z0, green, VEGETATION, .82)
     canvas.wall(x, lot.z0, lot.z1, 0, h, green, VEGETATION, .95)
 
@@ -518,10 +556,10 @@ RIM = .45  # people are a little lighter than their surroundings in the dark, as
 def paint_person(canvas, rng, person, number):
     "Paint a person and the shadow."
     x, z, h = person.x, person.z, person.height
-    w, step, turned = h*.165, rng.uniform(.03, .09)*h, 1 if rng.integers(2) else -1
+    w, step, turned = h*.165, between(rng, .03, .09)*h, 1 if rng.integers(2) else -1
     coat, trousers = pick(rng, CLOTHES, 9), pick(rng, TROUSERS, 8)
     skin, hair, hem = pick(rng, SKINS), pick(rng, HAIR), .3 if rng.random() < .35 else .45
-    def part(points, colour, light=1.): canvas.polygon([(x + a, b*h, z) for a, b in points], colour, number, light, RIM)
+    def part(points, colour, light=1.): canvas.facing([(x + a, b*h) for a, b in points], z, colour, number, light, RIM)
     part([(-w*.75, .5), (w*.1, .5), (w*.2 - step, 0), (-w*.55 - step, 0)], trousers, .88)                          # far leg
     part([(-w*.1, .5), (w*.75, .5), (w*.55 + step, 0), (step - w*.2, 0)], trousers)
     part([(-w*.85, hem), (-w, .8), (-w*.5, .85), (w*.5, .85), (w, .8), (w*.85, hem)], coat)
@@ -539,9 +577,9 @@ def paint_umbrella(canvas, rng, x, z, h, number):
     "Paint an umbrella over a person of height h."
     colour = pick(rng, UMBRELLAS)
     canvas.front(x - .03, x + .03, h*.5, h*1.15, z, (50, 50, 54), number)                                          # stick
-    dome = [(x + math.cos(i*math.pi/8)*h*.36, h + math.sin(i*math.pi/8)*h*.21, z) for i in range(9)]
-    canvas.polygon(dome, colour, number, 1., RIM)
-    canvas.polygon([*dome[:3], (x + .05*h, h*1.2, z), (x + .12*h, h, z)], colour, number, .8, RIM)                 # shaded panel
+    dome = [(x + math.cos(i*math.pi/8)*h*.36, h + math.sin(i*math.pi/8)*h*.21) for i in range(9)]
+    canvas.facing(dome, z, colour, number, 1., RIM)
+    canvas.facing([*dome[:3], (x + .05*h, h*1.2), (x + .12*h, h)], z, colour, number, .8, RIM)                     # shaded panel
 
 # %% ../nbs/03c_toystreets.ipynb #9c90e572
 WHITE = (236, 236, 230)
@@ -550,7 +588,7 @@ def paint_sign(canvas, rng, sign, number):
     "Paint a sign on its pole."
     x, z, y, glowing = sign.x, sign.z, 2.75, .4
     canvas.front(x - .1, x + .1, 0, y, z + .02, (150, 154, 158), number, 1., .2)
-    def plate(points, r, colour): canvas.polygon([(x + a*r, y + b*r, z) for a, b in points], colour, number, 1., glowing)
+    def plate(points, r, colour): canvas.facing([(x + a*r, y + b*r) for a, b in points], z, colour, number, 1., glowing)
     if sign.kind == 'stop sign':
         plate(OCTAGON, .68, WHITE)
         plate(OCTAGON, .59, (190, 46, 44))
@@ -576,9 +614,10 @@ def boxes(
     thing: Thing,    # at what
 ) -> list[Box]:      # one box, or two for a tree: trunk and crown
     "Find where a thing will be in the picture."
+    scale, x, eyes = camera.focal / thing.z, thing.x, camera.height
     def box(half, low, high):
-        (left, top), (right, bottom) = camera.pixel(thing.x - half, high, thing.z), camera.pixel(thing.x + half, low, thing.z)
-        return left, top, right, bottom
+        return (camera.centre + (x - half - camera.x)*scale, camera.horizon + (eyes - high)*scale,
+                camera.centre + (x + half - camera.x)*scale, camera.horizon + (eyes - low)*scale)
     h, main = thing.height, box(thing.width/2, 0, thing.height)
     if thing.class_id == VEGETATION: return [box(.2, 0, .5*h), box(.4*h, .4*h, h)]
     if thing.class_id == CAR:                                                                     # its flank shows too
@@ -588,11 +627,16 @@ def boxes(
 
 def area(box: Box) -> float:
     "Measure a box, in pixels; an empty one has none."
-    return max(0., box[2] - box[0]) * max(0., box[3] - box[1])
+    width, height = box[2] - box[0], box[3] - box[1]
+    return width * height if width > 0 and height > 0 else 0.
 
 def overlap(a: Box, b: Box) -> float:
     "Measure what two boxes share, in pixels."
-    return area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+    (left, top, right, bottom), (x0, y0, x1, y1) = a, b
+    width = (x1 if x1 < right else right) - (x0 if x0 > left else left)
+    if width <= 0: return 0.
+    height = (y1 if y1 < bottom else bottom) - (y0 if y0 > top else top)
+    return width * height if height > 0 else 0.
 
 # %% ../nbs/03c_toystreets.ipynb #f9767bda
 def keep_visible(
@@ -628,16 +672,16 @@ def plan_cars(
         return Thing(kind, CAR, x, z, 2*CAR_SHAPES[kind].half, CAR_SHAPES[kind].top, oncoming=oncoming)
     cars, lane = [], layout.driven / 2
     for x, oncoming, counts in ((lane, False, (.25, .5, .25)), (-lane, True, (.25, .45, .3))):
-        z = rng.uniform(7, 16)
+        z = between(rng, 7, 16)
         for _ in range(draw(rng, counts)):
             cars.append(car(x, z, oncoming))
-            z += rng.uniform(8, 14)
+            z += between(rng, 8, 14)
     if layout.parking:
         for side in (-1, 1):
-            z = rng.uniform(6, 12)
+            z = between(rng, 6, 12)
             for _ in range(rng.integers(4)):
                 cars.append(car(side*(layout.half - 1.05), z, side < 0))
-                z += rng.uniform(5.8, 9)
+                z += between(rng, 5.8, 9)
     return cars
 
 def plan_people(
@@ -648,15 +692,15 @@ def plan_people(
 ) -> list[Thing]:              # people
     "Place people on the sidewalks, and sometimes on the crossing."
     def person(x, z, on_road):
-        h, umbrella = rng.uniform(1.85, 2.15), rainy and rng.random() < .65
+        h, umbrella = between(rng, 1.85, 2.15), rainy and rng.random() < .65
         return Thing('person', PERSON, x, z, h*(.7 if umbrella else .42), h, on_road=on_road, umbrella=bool(umbrella))
     people = []
     for _ in range(rng.integers(3, 10)):
-        x = (-1 if rng.random() < .4 else 1) * (layout.half + rng.uniform(.7, layout.pavement - .5))
-        people.append(person(x, nearest_in_frame(camera, x) + rng.uniform(0, 4), False))
+        x = (-1 if rng.random() < .4 else 1) * (layout.half + between(rng, .7, layout.pavement - .5))
+        people.append(person(x, nearest_in_frame(camera, x) + between(rng, 0, 4), False))
     if layout.crossing and rng.random() < .8:
         for _ in range(rng.integers(1, 3)):
-            people.append(person(rng.uniform(-layout.half, layout.half), layout.crossing + rng.uniform(.4, 1.8), True))
+            people.append(person(between(rng, -layout.half, layout.half), layout.crossing + between(rng, .4, 1.8), True))
     return people
 
 def nearest_in_frame(
@@ -678,7 +722,7 @@ def plan_signs(
     signs = []
     for _ in range(draw(rng, (.1, .5, .4))):
         x, kind = (-1 if rng.random() < .35 else 1) * (layout.half + .5), SIGNS[rng.integers(3)]
-        z = nearest_in_frame(camera, x + math.copysign(.6, x)) + rng.uniform(0, 4.5)
+        z = nearest_in_frame(camera, x + math.copysign(.6, x)) + between(rng, 0, 4.5)
         signs.append(Thing(kind, SIGN, x, z, 1.9 if kind == 'arrow sign' else 1.4, 3.4))
     return signs
 
@@ -690,11 +734,11 @@ def plan_trees(
     trees = []
     for side in (-1, 1):
         if rng.random() > .62: continue
-        kind, x, h, step = TREES[draw(rng, (.5, .25, .25))], side*(layout.half + rng.uniform(.8, 1.2)), rng.uniform(4.6, 6.8), rng.uniform(6.5, 10)
-        z = rng.uniform(7, 13)
+        kind, x, h, step = TREES[draw(rng, (.5, .25, .25))], side*(layout.half + between(rng, .8, 1.2)), between(rng, 4.6, 6.8), between(rng, 6.5, 10)
+        z = between(rng, 7, 13)
         while z < 42:
-            trees.append(Thing(kind, VEGETATION, x, z, 1., h*rng.uniform(.9, 1.1)))
-            z += step*rng.uniform(.9, 1.1)
+            trees.append(Thing(kind, VEGETATION, x, z, 1., h*between(rng, .9, 1.1)))
+            z += step*between(rng, .9, 1.1)
     return trees
 
 def plan_lots(
@@ -705,7 +749,7 @@ def plan_lots(
     for side in (-1, 1):
         z, hidden = 2.6, 9
         while z < 60:
-            depth, garden, storeys = rng.uniform(7, 13) * (1 + z/90), rng.random() < .22, int(rng.integers(2, 6))
+            depth, garden, storeys = between(rng, 7, 13) * (1 + z/90), rng.random() < .22, int(rng.integers(2, 6))
             lots.append(Lot(side, z, z + depth, bool(garden), storeys, shows=max(1, hidden)))
             z, hidden = z + depth, 0 if garden else storeys
     return sorted(lots, key=lambda lot: -lot.z0)
@@ -789,9 +833,9 @@ def plan_street(
     drawn = list(MOODS)[draw(rng, MOOD_SHARES)]
     mood = drawn if mood is None else mood
     if mood not in MOODS: raise ValueError(f'There is no mood {mood!r}; choose one of {", ".join(MOODS)}.')
-    parking, crossing = bool(rng.random() < .4), rng.uniform(7.5, 12)
-    layout = Layout(rng.uniform(3.1, 3.9) + (PARKING if parking else 0), rng.uniform(2.3, 3.2), parking, crossing if rng.random() < .3 else None)
-    camera = Camera(rng.uniform(114, 132), rng.uniform(50, 74), rng.uniform(66, 77), rng.uniform(1.55, 1.95), rng.uniform(1., 1.7))
+    parking, crossing = bool(rng.random() < .4), between(rng, 7.5, 12)
+    layout = Layout(between(rng, 3.1, 3.9) + (PARKING if parking else 0), between(rng, 2.3, 3.2), parking, crossing if rng.random() < .3 else None)
+    camera = Camera(between(rng, 114, 132), between(rng, 50, 74), between(rng, 66, 77), between(rng, 1.55, 1.95), between(rng, 1., 1.7))
     things = plan_cars(rng, layout) + plan_people(rng, layout, camera, MOODS[mood].wet) + plan_signs(rng, layout, camera) + plan_trees(rng, layout)
     lots, sun, things = tuple(plan_lots(rng)), 1 if rng.integers(2) else -1, keep_visible(camera, things)
     return Street(mood, camera, layout, sun, lots, things, describe(rng, mood, things))
@@ -813,10 +857,11 @@ def mirror_ground(
     top = int(ground.any(1).argmax())                                                             # the ground starts here
     ripple = np.rint(noise(rng, 8, h, w, (1, 2))[top:] * np.float32(1.5)).astype(int)
     source = np.clip(2*contact_rows(ground)[top:] + 1 - np.arange(top, h)[:, None] + ripple, 0, h - 1)
-    mirror = image[source, np.arange(w)]
-    mirror[1:-1] = (mirror[:-2] + mirror[1:-1] + mirror[2:]) * np.float32(1 / 3)
+    planes = image.transpose(2, 0, 1)
+    mirror = planes.reshape(3, h*w).take(source*w + np.arange(w), axis=1)
+    mirror[:, 1:-1] = (mirror[:, :-2] + mirror[:, 1:-1] + mirror[:, 2:]) * np.float32(1 / 3)
     share = np.clip(.36 + noise(rng, 32, h, w, (1, 2))[top:] * np.float32(.12), .1, .6) * ground[top:]
-    image[top:] += (mirror - image[top:]) * share[..., None]
+    planes[:, top:] += (mirror - planes[:, top:]) * share
 
 # %% ../nbs/03c_toystreets.ipynb #261e4314
 @lru_cache
@@ -843,9 +888,11 @@ def grade(
     factor: Float32[np.ndarray, "h w"],      # brightness of each pixel
 ) -> Float32[np.ndarray, "h w 3"]:           # the picture as it is shown
     "Mix each colour with its grey (luma of ITU-R BT.601), and scale it."
-    red, green, blue = np.moveaxis(image, 2, 0)   # plain sums: a matrix product would round differently on each machine
+    red, green, blue = image.transpose(2, 0, 1)   # plain sums: a matrix product would round differently on each machine
     grey = red*np.float32(.299) + green*np.float32(.587) + blue*np.float32(.114)
-    return image*(factor*np.float32(saturation))[..., None] + (grey*factor*np.float32(1 - saturation))[..., None]
+    graded = image * (factor*np.float32(saturation))[..., None]
+    graded += (grey*factor*np.float32(1 - saturation))[..., None]
+    return graded
 
 FINE = np.array((.045, .03, .02, .07, .004, .02, .015, .01), np.float32)      # texture of each class, pixel by pixel
 COARSE = np.array((.025, .025, .03, .05, .015, 0, 0, 0), np.float32)          # and over many pixels
@@ -864,7 +911,7 @@ def light_up(
         if 0 <= u < SIZE and 0 <= v < SIZE and numbers[v, u] == number: glow(image, column, row, radius, np.array(colour, np.float32))
     if mood.wet:
         mirror_ground(image, ground, rng)
-        y, x = rng.integers(256 - SIZE, size=2)
+        y, x = rng.integers(256 - SIZE), rng.integers(256 - SIZE)
         image += rain_field(int(rng.integers(3)))[y:y + SIZE, x:x + SIZE, None]
     elif mood.lamps: glow(image, camera.centre, camera.horizon - 4, 52, np.array((.28, .14, .05), np.float32))
 
@@ -916,12 +963,12 @@ def paint_street(
     numbers = np.asarray(canvas.image.resize((SIZE, SIZE), Image.Resampling.NEAREST))[..., 3]
     class_of = np.arange(256, dtype=np.uint8)
     class_of[FIRST_THING:FIRST_THING + len(street.things)] = [thing.class_id for thing in street.things]
-    labels = class_of[numbers]
-    image = np.asarray(canvas.image.reduce(SUPERSAMPLE).convert('RGB')) * np.float32(1 / 255)
-    texture = 1 + noise(rng, 4, SIZE, SIZE)*FINE[labels] + noise(rng, 16, SIZE, SIZE)*COARSE[labels]
+    labels = class_of.take(numbers)
+    image = channels(np.asarray(canvas.image.reduce(SUPERSAMPLE))[..., :3]).transpose(1, 2, 0)
+    texture = 1 + noise(rng, 4, SIZE, SIZE)*FINE.take(labels) + noise(rng, 16, SIZE, SIZE)*COARSE.take(labels)
     ground = labels <= SIDEWALK
     image *= (texture * (1 - ground*canvas.darkness()))[..., None]
     light_up(image, numbers, canvas, ground, rng)
-    instances = np.where(numbers >= FIRST_THING, numbers - np.uint8(FIRST_THING - 1), 0).astype(np.uint8)
+    instances = np.maximum(numbers, np.uint8(FIRST_THING - 1)) - np.uint8(FIRST_THING - 1)
     image = to_uint8(grade(image, canvas.mood.saturation, vignette()))
     return Painting(image, labels, np.zeros_like(labels), instances, tuple(thing.kind for thing in street.things))

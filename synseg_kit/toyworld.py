@@ -15,7 +15,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -129,11 +129,13 @@ def render(
     seed: int,                  # 0 or more
     look: str = 'objects',      # or 'streets'
     count: int | None = None,   # objects in the picture, 1 to 4; drawn if not given
+    with_masks: bool = True,    # otherwise labels, stuff and instances are None
 ) -> Render:                    # the picture and its truth
     "Paint a seed's picture."
     rng, planned = plan(seed, look, count)
     painting = (paint_scene if look == 'objects' else paint_street)(rng, planned)
-    return Render(painting.image, painting.labels, painting.stuff, painting.instances, planned.sentence.prompt(classes_of(look)),
+    masks = (painting.labels, painting.stuff, painting.instances) if with_masks else (None, None, None)
+    return Render(painting.image, *masks, planned.sentence.prompt(classes_of(look)),
                   planned.sentence.prompt(stuff_classes()) if look == 'objects' else Prompt(planned.sentence.text), painting.kinds, int(seed), look)
 
 # %% ../nbs/03d_toyworld.ipynb #24dcd447
@@ -142,9 +144,10 @@ def iterate(
     look: str = 'objects',      # or 'streets'
     count: int | None = None,   # objects in each picture, 1 to 4; drawn if not given
     workers: int = 0,           # processes; 0 or 1: this one
+    with_masks: bool = True,    # otherwise labels, stuff and instances are None, which halves what processes send
 ) -> Iterator[Render]:          # one for each seed, in order
     "Paint pictures one after the other; a progress bar shows after three seconds."
-    paint, bar = partial(render, look=look, count=count), partial(tqdm, total=len(seeds), unit='image', desc=f'render {look}', delay=3)
+    paint, bar = partial(render, look=look, count=count, with_masks=with_masks), partial(tqdm, total=len(seeds), unit='image', desc=f'render {look}', delay=3)
     if workers <= 1: yield from bar(map(paint, seeds))
     else:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn')) as pool:
@@ -158,8 +161,7 @@ def render_many(
     with_masks: bool = True,    # otherwise labels, stuff and instances are None, which saves half of the memory
 ) -> list[Render]:              # one for each seed, in order
     "Paint many pictures."
-    renders = iterate(seeds, look, count, workers)
-    return list(renders if with_masks else (replace(r, labels=None, stuff=None, instances=None) for r in renders))
+    return list(iterate(seeds, look, count, workers, with_masks))
 
 # %% ../nbs/03d_toyworld.ipynb #484b4d16
 TOY_TEMPLATES = ('{objects} {place}', 'a photo of {objects} {place}', 'a picture of {objects} {place}')

@@ -1,4 +1,9 @@
 """Pictures: what goes in comes out in the right colours, nothing is clipped or left behind, wrong data is refused."""
+import base64
+import subprocess
+import sys
+from io import BytesIO
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +21,8 @@ from synseg_kit.pictures import (
     colour_legend,
     enlarge,
     heat_picture,
+    light_figures,
+    light_png,
     mask_picture,
     picture_grid,
     picture_row,
@@ -352,3 +359,36 @@ def test_flow_needs_all_stations():
     with pytest.raises(ValueError, match='the tested case lacks truth'):
         show_flow(CASE, Case(image=IMAGE, prediction=LABELS), TOYS)
     assert show_flow(Case(Prompt('a quiet evening'), IMAGE, RNG.random((8, 8)), LABELS, LABELS / 255), CASE, TOYS)
+
+
+# ---------- what a page keeps
+
+def test_light_pngs_differ_by_two_at_most_and_keep_black_and_white():
+    ramp = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, 2)
+    file = BytesIO()
+    Image.fromarray(ramp).convert('RGBA').save(file, 'PNG')
+    light = np.asarray(Image.open(BytesIO(light_png(file.getvalue()))))
+    assert light.shape == ramp.shape and np.abs(light.astype(int) - ramp).max() == 2
+    assert light[0].max() == 0 and light[255].min() == 255 and len(np.unique(light)) == 65
+    assert (np.diff(light[:, 0, 0].astype(int)) >= 0).all()
+
+
+NOTEBOOK = """
+from execnb.shell import CaptureShell
+
+shell = CaptureShell(profile=False)
+shell.run('import numpy as np; from synseg_kit.pictures import light_figures, picture_row, show_image; light_figures()')
+(output,) = shell.run('figure, axes = picture_row(1); show_image(np.arange(49152).reshape(128, 128, 3).astype(np.uint8) % 251, axes[0]); figure')
+print(output['data']['image/png'])
+"""
+
+
+def test_a_notebook_shows_light_figures():
+    done = subprocess.run([sys.executable, '-c', NOTEBOOK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pixels = np.asarray(Image.open(BytesIO(base64.b64decode(done.stdout.strip().splitlines()[-1]))))
+    assert pixels.shape[2] == 3 and len(np.unique(pixels)) > 40 and set(np.unique(pixels % 4)) <= {0, 3} and (pixels[pixels % 4 == 3] == 255).all()
+
+
+def test_light_figures_need_a_notebook():
+    with pytest.raises(RuntimeError, match='for notebooks'): light_figures()

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 from torchvision.datasets import Cityscapes, VOCSegmentation
 
 from synseg_kit import toyworld
 from synseg_kit.classes import imagenet_s, plural, toy_objects, toy_streets, toy_stuff
 from synseg_kit.datasets import CityscapesFolder, ImageNetSFolder, VOCFolder
 from synseg_kit.prompts import find_mentions, prompts_from_classes
-from synseg_kit.toydraw import COLOURS, Brush, Light, composite, contact_sheet, noise, noise_field
+from synseg_kit.toydraw import COLOURS, Brush, Light, composite, contact_sheet, noise, noise_field, relief_shading
 from synseg_kit.toyobjects import BACKDROPS, GROUNDS, KINDS, portrait
 from synseg_kit.toystreets import CAR, FIRST_THING, MOODS, PERSON, SIGN, VEGETATION, Camera, Canvas, paint_street, plan_street
 from synseg_kit.toyworld import (
@@ -180,6 +180,25 @@ def test_streets_share_geometry_between_colour_and_truth():
     assert ((picture[..., 3] == FIRST_THING) == (picture[..., 0] > 0)).all()
 
 
+def test_what_is_beside_the_frame_may_be_left_out():
+    camera, rng = Camera(100, 64, 64, 1.5, 0), np.random.default_rng(0)
+    seen = 0
+    for _ in range(400):
+        canvas, plain = Canvas(camera, MOODS['day']), Image.new('RGBX', (384, 384))
+        x, width, z = rng.uniform(-8, 8), rng.uniform(.1, 2), rng.uniform(8, 12)
+        corners = [w * 3 + .5 for w in (*camera.pixel(x, 2, z), *camera.pixel(x + width, 1, z))]
+        shape = 'rectangle' if rng.integers(2) else 'ellipse'
+        if shape == 'rectangle':
+            canvas.front(x, x + width, 1, 2, z, (200, 0, 0), CAR)
+            corners = [int(w) for w in corners]
+        else: canvas.ellipse(x + width/2, 1.5, z, width/2, .5, (200, 0, 0), CAR)
+        getattr(ImageDraw.Draw(plain), shape)(corners, fill=(0, 0, 0, CAR))
+        drawn, wanted = (np.asarray(picture)[..., 3] for picture in (canvas.image, plain))
+        assert (drawn == wanted).all(), (shape, corners)
+        seen += wanted.any()
+    assert 200 < seen < 390                                       # some lie outside, many inside, and some on the edge
+
+
 def test_bad_input_is_refused():
     for seed in (-1, True):
         with pytest.raises(ValueError, match='whole number'): render(seed)
@@ -215,6 +234,9 @@ def test_workers_make_the_same_pictures():
 def test_without_masks():
     (scene,) = render_many([3], with_masks=False)
     assert scene.labels is scene.stuff is scene.instances is None and scene.prompt == caption(3)
+    for look in LOOKS:
+        bare, whole = render(4, look, with_masks=False), render(4, look)
+        assert (bare.image == whole.image).all() and (bare.prompt, bare.stuff_prompt, bare.kinds) == (whole.prompt, whole.stuff_prompt, whole.kinds)
 
 
 def test_prompts_in_the_style_of_the_world():
@@ -241,6 +263,29 @@ def test_a_brush_may_reach_over_the_edge(place):
     brush.box(-1, -1, 1, 1, COLOURS['red'])
     covered = composite(image, numbers, 3, brush, Light(np.random.default_rng(0)), np.random.default_rng(0))
     assert covered == (numbers == 3).sum() and np.isfinite(image).all()
+
+
+@pytest.mark.parametrize('place', [(-8, 20), (20, 62), (0, 0), (31, 33), (60, 2)])
+def test_only_the_visible_part_of_a_drawing_is_computed(place):
+    picture = np.random.default_rng(1).random((64, 64, 3)).astype(np.float32)
+    image, numbers = picture.copy(), np.zeros((64, 64), np.uint8)
+    brush = Brush(place, 14, .4)
+    brush.ellipse(.1, 0, .7, .4, COLOURS['red'], 150)
+    brush.polygon([(-1.6, -.2), (.2, .1), (-.1, .4)], COLOURS['blue'], 220)     # sticks out of the brush's crop
+    light = Light(np.random.default_rng(2))
+    composite(image, numbers, 3, brush, light, np.random.default_rng(0))
+
+    large = Image.new('RGBA', (picture.shape[1] + 240, picture.shape[0] + 240))  # the whole crop, and much around it
+    crop = brush.rgba.convert('RGBA').reduce(3)
+    large.paste(crop, (120 + brush.x0, 120 + brush.y0))
+    rgba = np.asarray(large, np.float32)[120:184, 120:184] / 255
+    blurred = np.asarray(brush.relief.reduce(3).filter(ImageFilter.BoxBlur(1.4)), np.float32)
+    factor = np.zeros((304, 304), np.float32)
+    y, x = 120 + brush.y0, 120 + brush.x0
+    factor[y:y + brush.side, x:x + brush.side] = relief_shading(blurred, light, 1) + noise(np.random.default_rng(0), 8, brush.side, brush.side)*.05
+    wanted = picture*(1 - rgba[..., 3:]) + rgba[..., :3]*factor[120:184, 120:184, None]
+    assert np.abs(image - wanted).max() < 1e-6 and (rgba[..., 3] > 0).sum() > 20
+    assert ((numbers == 3) == (rgba[..., 3] > .5)).all()
 
 
 def test_contact_sheet():
