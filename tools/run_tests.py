@@ -102,6 +102,7 @@ def become(arguments, said):
     with open(said, 'w') as file:
         for stream in (1, 2): os.dup2(file.fileno(), stream)
     os.chdir(ROOT)
+    sys.dont_write_bytecode = False
     module, *rest = (str(part) for part in arguments)
     try:
         if module == '-m':
@@ -116,6 +117,7 @@ def become(arguments, said):
 def fork_server():
     """Start loading LIBRARIES, which takes longer than most files' tests, once for all: each file has a process of its own, forked from one that has them and nothing of ours."""
     os.environ.update(ENVIRONMENT)
+    os.environ.pop('PYTHONDONTWRITEBYTECODE', None)  # or each of some two hundred processes compiles our modules anew
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(LIBRARIES if sys.platform == 'linux' else [])  # elsewhere libraries of the system may not survive a fork
     forkserver.ensure_running()
