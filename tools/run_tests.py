@@ -132,6 +132,7 @@ def run_all(paths, context):
             while waiting and len(running) < WORKERS:
                 path, place = waiting.popleft(), Path(folder, str(len(waiting)))
                 place.mkdir()
+                (place / 'said').touch()
                 process = context.Process(target=become, args=(arguments_for(path, place), place / 'said'))
                 process.start()
                 running[process.sentinel] = path, place, process, time.perf_counter()
@@ -159,6 +160,7 @@ def outcomes_of(path, folder, fine, seconds):
     name, said, report = path.relative_to(ROOT).as_posix(), (folder / 'said').read_text(errors='replace').rstrip(), folder / 'junit.xml'
     if path.suffix == '.py': outcomes, last = read_junit(report) if report.exists() else [], said.rpartition('\n')[2]
     else: outcomes, last = [Outcome(name, int(fine), int(not fine), 0, seconds)], f'ok ({seconds:.1f} s)'
+    fine = fine and bool(outcomes)
     if not fine and not any(outcome.failed for outcome in outcomes): outcomes.append(Outcome(name, 0, 1, 0, 0.0))
     print(f'{name} ... {last if fine else "FAILED"}', *([] if fine else [said]), sep='\n', flush=True)
     return outcomes
