@@ -103,8 +103,8 @@ def read_notebook(
 ) -> SimpleNamespace:  # with `cells`, each with `cell_type`, `source` and `metadata`
     """Read a notebook's cells without what they gave."""
     content = json.loads(Path(path).read_text(encoding='utf-8'))
-    if content['nbformat'] != 4: raise ValueError(f'its nbformat is {content["nbformat"]}; needed is 4, in which JupyterLab saves it')
-    return SimpleNamespace(cells=[SimpleNamespace(cell_type=cell['cell_type'], source=''.join(cell['source']), metadata=cell['metadata']) for cell in content['cells']])
+    if not isinstance(content, dict) or content.get('nbformat') != 4: raise ValueError('needed is JSON with "nbformat": 4, as JupyterLab saves it')
+    return SimpleNamespace(cells=[SimpleNamespace(cell_type=cell['cell_type'], source=''.join(cell['source']), metadata=cell.get('metadata', {})) for cell in content['cells']])
 
 
 def tagged_source(
