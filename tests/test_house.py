@@ -202,6 +202,8 @@ FILES = {
     'test_dying.py': 'import os\ndef test_dies(): os._exit(0)\n',
     'test_killed.py': 'import os, signal\ndef test_is_killed(): os.kill(os.getpid(), signal.SIGKILL)\n',
     'test_empty.py': '',
+    'test_fresh.py': 'import sys\ndef test_not_forked(): assert "colorsys" not in sys.modules and sys.modules["__main__"].__spec__.name == "pytest.__main__"\n',
+    'test_forked.py': 'import sys\ndef test_forked(): assert "colorsys" in sys.modules\n',
     'test_fine.py': 'import atexit, pathlib\nleft = pathlib.Path(__file__).with_name("left")\natexit.register(left.touch)\ndef test_fine(): assert not left.exists()\n',
 }
 DRIVER = """
@@ -210,7 +212,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import run_tests
 if __name__ == '__main__':
-    run_tests.ROOT, run_tests.LIBRARIES, run_tests.WORKERS = Path(sys.argv[2]), ['decimal'], 2
+    run_tests.ROOT, run_tests.LIBRARIES, run_tests.FRESH, run_tests.WORKERS = Path(sys.argv[2]), ['colorsys'], ['test_fresh.py'], 2
     for outcome in run_tests.run_all(sorted(run_tests.ROOT.glob('test_*.py')), run_tests.fork_server()): print('came to', outcome.name, outcome.passed, outcome.failed, outcome.skipped)
 """
 
@@ -222,7 +224,8 @@ def test_processes_that_are_forked_fail_as_others_do(root, tmp_path):
     done = subprocess.run([sys.executable, tmp_path / 'driver.py', root / 'tools', tmp_path], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = {name: counts for name, *counts in (line.split()[2:] for line in done.stdout.splitlines() if line.startswith('came to'))}
-    assert found == {'tests/test_mixed.py': ['1', '1', '1'], 'test_dying.py': ['0', '1', '0'], 'test_killed.py': ['0', '1', '0'], 'test_empty.py': ['0', '1', '0'], 'tests/test_fine.py': ['1', '0', '0']}
+    assert found == {'tests/test_mixed.py': ['1', '1', '1'], 'test_dying.py': ['0', '1', '0'], 'test_killed.py': ['0', '1', '0'], 'test_empty.py': ['0', '1', '0'], 'tests/test_fine.py': ['1', '0', '0'],
+                     'tests/test_fresh.py': ['1', '0', '0'], 'tests/test_forked.py': ['1', '0', '0']}
     assert 'not this' in done.stdout and (tmp_path / 'left').is_file()  # what is to be done at a process's end is done
 
 
