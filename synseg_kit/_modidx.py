@@ -1646,6 +1646,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'synseg_kit.runs.peak_memory_gb': ('runs.html#peak_memory_gb', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.processor_name': ('runs.html#processor_name', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.read_bench': ('runs.html#read_bench', 'synseg_kit/runs.py'),
+                                 'synseg_kit.runs.read_notebook': ('runs.html#read_notebook', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.read_parameter_file': ('runs.html#read_parameter_file', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.read_parameters': ('runs.html#read_parameters', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.read_result': ('runs.html#read_result', 'synseg_kit/runs.py'),

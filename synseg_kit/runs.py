@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'FILLED_IN', 'PACKAGES', 'TEXT_BARS', 'KERNEL', 'COSTS', 'WORDS', 'Parameter', 'one_line', 'accepted_types',
-           'check_value', 'parse_value', 'tagged_source', 'read_parameters', 'read_sets', 'unknown', 'RunNotebook',
-           'run_names', 'find_run', 'read_run', 'read_parameter_file', 'versions', 'commit', 'processor_name',
-           'hardware', 'peak_memory_gb', 'Stopwatch', 'to_plain', 'write_json', 'parameters_of', 'write_result',
-           'read_result', 'RunFailed', 'with_values', 'LiveText', 'execute', 'describe_failure', 'run', 'summarise',
-           'source_hash', 'results_folder', 'write_bench', 'BenchResult', 'read_bench', 'read_results', 'stale_results',
-           'Expectations', 'expectations']
+           'check_value', 'parse_value', 'read_notebook', 'tagged_source', 'read_parameters', 'read_sets', 'unknown',
+           'RunNotebook', 'run_names', 'find_run', 'read_run', 'read_parameter_file', 'versions', 'commit',
+           'processor_name', 'hardware', 'peak_memory_gb', 'Stopwatch', 'to_plain', 'write_json', 'parameters_of',
+           'write_result', 'read_result', 'RunFailed', 'with_values', 'LiveText', 'execute', 'describe_failure', 'run',
+           'summarise', 'source_hash', 'results_folder', 'write_bench', 'BenchResult', 'read_bench', 'read_results',
+           'stale_results', 'Expectations', 'expectations']
 
 # %% ../nbs/13_runs.ipynb #899c6d62
 import ast
@@ -29,10 +29,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import nbformat
-import papermill
 import yaml
 
 import synseg_kit
@@ -99,8 +98,17 @@ def parse_value(
     return check_value(parameter, value)
 
 # %% ../nbs/13_runs.ipynb #01915034
+def read_notebook(
+    path: Path | str,  # a notebook of format 4
+) -> SimpleNamespace:  # with `cells`, each with `cell_type`, `source` and `metadata`
+    """Read a notebook's cells without what they gave."""
+    content = json.loads(Path(path).read_text(encoding='utf-8'))
+    if not isinstance(content, dict) or content.get('nbformat') != 4: raise ValueError('needed is JSON with "nbformat": 4, as JupyterLab saves it')
+    return SimpleNamespace(cells=[SimpleNamespace(cell_type=cell['cell_type'], source=''.join(cell['source']), metadata=cell.get('metadata', {})) for cell in content['cells']])
+
+
 def tagged_source(
-    notebook: nbformat.NotebookNode,  # a notebook as read
+    notebook: Any,  # as `read_notebook` or nbformat reads it
     tag: str,  # a cell tag
 ) -> str | None:  # the cell's source, None when there is no such cell
     """Find the one cell that carries a tag."""
@@ -217,7 +225,7 @@ def read_run(
     """Read a run notebook's parameters and sets without running it."""
     path = find_run(name_or_path)
     try:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = read_notebook(path)
     except Exception as error:
         raise ValueError(f'{path} is not a notebook: {one_line(error)}') from None
     source = tagged_source(notebook, 'parameters')
@@ -378,10 +386,11 @@ class RunFailed(RuntimeError):
 
 
 def with_values(
-    notebook: nbformat.NotebookNode,  # a run notebook as read
+    notebook: Any,  # a run notebook as nbformat reads it
     values: Mapping[str, Any],  # parameter -> value, literals
-) -> nbformat.NotebookNode:  # a copy with one cell more, tagged `injected-parameters` as papermill does
+) -> Any:  # a copy with one cell more, tagged `injected-parameters` as papermill does
     """Put new values behind a notebook's defaults."""
+    import nbformat  # takes seconds, as papermill does, and only what is executed needs them
     notebook = copy.deepcopy(notebook)
     place = next(n for n, cell in enumerate(notebook.cells) if 'parameters' in cell.metadata.get('tags', []))
     source = '\n'.join(f'{name} = {value!r}' for name, value in values.items())
@@ -407,11 +416,12 @@ class LiveText:
 
 
 def execute(
-    notebook: nbformat.NotebookNode,  # with its values
+    notebook: Any,  # as nbformat reads it, with its values
     written: Path,  # where the executed notebook goes, cell by cell
     progress: bool,  # show bars on stderr: one over the cells, and the notebook's own while they move
 ) -> None:
     """Execute a notebook in a fresh kernel of this Python."""
+    import papermill
     papermill.execute_notebook(
         notebook, str(written), kernel_name='python3', language='python', progress_bar=progress,
         stderr_file=LiveText(sys.stderr) if progress else None, start_timeout=180, coalesce_streams=True, extra_arguments=KERNEL)
@@ -423,6 +433,7 @@ def describe_failure(
 ) -> str:  # one line
     """Say in one line which cell failed and why."""
     if not hasattr(error, 'ename'): return one_line(f'{type(error).__name__}: {error}')
+    import nbformat
     cells = nbformat.read(written, as_version=4).cells
     place = next((n for n, cell in enumerate(cells) if cell.get('execution_count') == error.exec_count), 0)
     heads = [line.lstrip('# ') for cell in cells[:place] if cell.cell_type == 'markdown' and 'papermill' not in
@@ -439,6 +450,7 @@ def run(
     progress: bool = True,  # show progress on stderr
 ) -> dict[str, Any]:  # the content of result.json
     """Execute a run notebook and return its result."""
+    import nbformat
     job = read_run(notebook)
     values = job.resolve(set_name, parameters)
     out = Path(out).resolve()

@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 import synseg_kit
 from .files import write_file
-from .runs import RunNotebook, one_line, parse_value, read_run, run, source_hash, to_plain, write_json
+from .runs import RunNotebook, one_line, parse_value, read_notebook, read_run, run, source_hash, to_plain, write_json
 
 # %% ../nbs/13b_sweeps.ipynb #42c12d17
 def split_values(
@@ -64,7 +63,7 @@ def notebook_hash(
     path: Path,  # of a notebook
 ) -> str:  # sha256, 64 hexadecimal digits
     """Hash the source of a notebook's cells."""
-    cells = nbformat.read(path, as_version=4).cells
+    cells = read_notebook(path).cells
     return hashlib.sha256(json.dumps([[cell.cell_type, cell.source, cell.metadata.get('tags', [])] for cell in cells]).encode()).hexdigest()
 
 

@@ -190,10 +190,43 @@ def run_tests(root):
     return module
 
 
-def test_all_notebooks_but_benchmarks_are_executed_once(root, run_tests):
-    planned, taught = {path for path, _ in run_tests.plan()}, set((root / 'nbs/tutorials').glob('*.ipynb'))
-    assert not planned & taught and (root / 'tests/test_tutorials.py').is_file()  # which executes every tutorial and compares what it says
-    assert planned | taught == {path for path in notebooks(root) if path.parent.name != 'bench'}
+def test_all_files_but_benchmarks_are_run_once_the_longest_first(root, run_tests):
+    planned, taught = run_tests.plan(), set((root / 'nbs/tutorials').glob('*.ipynb'))
+    assert not {*planned} & taught and (root / 'tests/test_tutorials.py') in planned  # which executes every tutorial and compares what it says
+    assert {*planned} | taught == {path for path in notebooks(root) if path.parent.name != 'bench'} | {*(root / 'tests').rglob('test_*.py')}
+    assert len({*planned}) == len(planned) and [path.relative_to(root).as_posix() for path in planned[:len(run_tests.LONGEST)]] == [*run_tests.LONGEST]
+
+
+FILES = {
+    'test_mixed.py': 'import os, sys\nimport pytest\ndef test_main(): assert sys.modules["__main__"].__spec__.name == "pytest.__main__"\ndef test_wrong(): assert 1 == 2, "not this"\n@pytest.mark.skip\ndef test_left(): pass\n',
+    'test_dying.py': 'import os\ndef test_dies(): os._exit(0)\n',
+    'test_killed.py': 'import os, signal\ndef test_is_killed(): os.kill(os.getpid(), signal.SIGKILL)\n',
+    'test_empty.py': '',
+    'test_fresh.py': 'import sys\ndef test_not_forked(): assert "colorsys" not in sys.modules and sys.modules["__main__"].__spec__.name == "pytest.__main__"\n',
+    'test_forked.py': 'import sys\ndef test_forked(): assert "colorsys" in sys.modules\n',
+    'test_fine.py': 'import atexit, pathlib\nleft = pathlib.Path(__file__).with_name("left")\natexit.register(left.touch)\ndef test_fine(): assert not left.exists()\n',
+}
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import run_tests
+if __name__ == '__main__':
+    run_tests.ROOT, run_tests.LIBRARIES, run_tests.FRESH, run_tests.WORKERS = Path(sys.argv[2]), ['colorsys'], ['test_fresh.py'], 2
+    for outcome in run_tests.run_all(sorted(run_tests.ROOT.glob('test_*.py')), run_tests.fork_server()): print('came to', outcome.name, outcome.passed, outcome.failed, outcome.skipped)
+"""
+
+
+def test_processes_that_are_forked_fail_as_others_do(root, tmp_path):
+    """A failed test, a test that ends the process as if all were well, one that is killed, a file without tests, and one where nothing is wrong."""
+    for name, source in FILES.items(): (tmp_path / name).write_text(source)
+    (tmp_path / 'driver.py').write_text(DRIVER)
+    done = subprocess.run([sys.executable, tmp_path / 'driver.py', root / 'tools', tmp_path], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {name: counts for name, *counts in (line.split()[2:] for line in done.stdout.splitlines() if line.startswith('came to'))}
+    assert found == {'tests/test_mixed.py': ['1', '1', '1'], 'test_dying.py': ['0', '1', '0'], 'test_killed.py': ['0', '1', '0'], 'test_empty.py': ['0', '1', '0'], 'tests/test_fine.py': ['1', '0', '0'],
+                     'tests/test_fresh.py': ['1', '0', '0'], 'tests/test_forked.py': ['1', '0', '0']}
+    assert 'not this' in done.stdout and (tmp_path / 'left').is_file()  # what is to be done at a process's end is done
 
 
 def test_the_time_table_counts_every_case_once(run_tests, tmp_path):

@@ -198,6 +198,9 @@ def test_what_is_no_run_notebook_is_refused(tmp_path, job):
     text = tmp_path / 'text.ipynb'
     text.write_text('not JSON')
     with pytest.raises(ValueError, match=r'text\.ipynb is not a notebook'): runs.read_run(text)
+    for content in ('[]', '{"cells": []}', '{"nbformat": 3, "worksheets": []}'):
+        text.write_text(content)
+        with pytest.raises(ValueError, match=r'text\.ipynb is not a notebook: needed is JSON with "nbformat": 4'): runs.read_run(text)
     with pytest.raises(ValueError, match='no cell tagged `parameters`'): runs.read_run(job(parameters=None))
     with pytest.raises(ValueError, match="line 1 of the parameters cell reads 'x = 3'"): runs.read_run(job(parameters='x = 3'))
 
@@ -338,6 +341,17 @@ def test_a_report_refuses_what_it_can_not_show(make, says):
 def test_a_report_is_the_same_each_time():
     blocks = [Picture(np.zeros((4, 4), np.uint8), 'x')]
     assert render_report('t', [Section('s', blocks)]) == render_report('t', [Section('s', blocks)])
+
+
+def test_reading_a_run_notebook_needs_nothing_heavy(job):
+    code = f'import sys; from synseg_kit import runs, sweeps; runs.read_run({str(job())!r}); sys.exit(bool({{"torch", "nbformat", "papermill"}} & set(sys.modules)))'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def test_cells_are_read_as_nbformat_reads_them(job, root):
+    for path in (job(), *sorted((root / 'nbs/runs').glob('*.ipynb'))):
+        ours, theirs = ([(cell.cell_type, cell.source, cell.metadata.get('tags', [])) for cell in notebook.cells] for notebook in (runs.read_notebook(path), nbformat.read(path, as_version=4)))
+        assert ours == theirs
 
 
 def test_reading_results_needs_no_torch():

@@ -1,11 +1,8 @@
 """Training: the same weights whatever happens on the way, and a segmenter that takes images as they come."""
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,9 +50,15 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope='module')
-def unbroken():
+def whole(tmp_path_factory):
+    """The folder of a training without a break."""
+    return tmp_path_factory.mktemp('whole')
+
+
+@pytest.fixture(scope='module')
+def unbroken(whole):
     """Train once without a break."""
-    return train(examples(), SHAPES, SMALL, progress=False)
+    return train(examples(), SHAPES, SMALL, whole, progress=False)
 
 
 class Stopped(Exception):
@@ -75,9 +78,9 @@ def test_one_seed_gives_one_training(unbroken):
 
 
 @pytest.mark.parametrize('changes', [{}, {'channels_last': False}, {'ema_decay': 0.}, {'precision': 'fp32', 'schedule': 'cosine'}, {'optimiser': 'muon'}], ids=str)
-def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, changes):
+def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, unbroken, changes):
     settings = replace(SMALL, **changes)
-    whole = train(examples(), SHAPES, settings, progress=False)
+    whole = train(examples(), SHAPES, settings, progress=False) if changes else unbroken
     with pytest.raises(Stopped): train(examples(), SHAPES, replace(settings, checkpoint_every=6), tmp_path, log=stop, progress=False)
     assert not (tmp_path / 'segmenter.json').exists()
     resumed = train(examples(), SHAPES, settings, tmp_path, progress=False)
@@ -86,41 +89,50 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, changes):
 
 
 SCRIPT = '''
+import os
+import signal
 import sys
+import time
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-from test_training import SHAPES, SMALL, examples
+from test_training import CHECKPOINT, SHAPES, SMALL, examples
 from synseg_kit.training import train
-train(examples(), SHAPES, SMALL, sys.argv[2], progress=False)
+
+def start():
+    if child := os.fork(): return child
+    status = 1
+    try:
+        train(examples(), SHAPES, SMALL, sys.argv[2], progress=False)
+        status = 0
+    finally: os._exit(status)
+
+killed = start()
+while not Path(sys.argv[2], CHECKPOINT).exists() and os.waitid(os.P_PID, killed, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None: time.sleep(.005)
+os.kill(killed, signal.SIGKILL)
+assert os.waitstatus_to_exitcode(os.waitpid(killed, 0)[1]) == -signal.SIGKILL, 'the training ended before it could be killed'
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1]))
 '''
 
 
-def test_a_killed_training_goes_on(tmp_path):
-    def start(folder): return subprocess.Popen([sys.executable, '-c', SCRIPT, str(Path(__file__).parent), str(folder)])
-    process = start(tmp_path / 'killed')
-    while not (tmp_path / 'killed' / CHECKPOINT).exists():
-        assert process.poll() is None, 'the training ended before it could be killed'
-        time.sleep(.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    whole = start(tmp_path / 'whole')
-    assert start(tmp_path / 'killed').wait() == 0 and whole.wait() == 0
-    assert (tmp_path / 'killed/model.safetensors').read_bytes() == (tmp_path / 'whole/model.safetensors').read_bytes()
-    assert sorted(os.listdir(tmp_path / 'killed')) == [CHECKPOINT, HISTORY, 'model.safetensors', 'segmenter.json']
-    assert [look['step'] for look in read_history(tmp_path / 'killed')] == [look['step'] for look in read_history(tmp_path / 'whole')] == [5, 10, 14]
+def test_a_killed_training_goes_on(tmp_path, whole, unbroken):
+    """Both processes, the killed one and the one that goes on, come from a third, which has imported what takes seconds."""
+    assert subprocess.run([sys.executable, '-c', SCRIPT, str(Path(__file__).parent), str(tmp_path)]).returncode == 0
+    assert (tmp_path / 'model.safetensors').read_bytes() == (whole / 'model.safetensors').read_bytes()
+    assert sorted(os.listdir(tmp_path)) == [CHECKPOINT, HISTORY, 'model.safetensors', 'segmenter.json']
+    assert [look['step'] for look in read_history(tmp_path)] == [look['step'] for look in read_history(whole)] == [5, 10, 14]
 
 
 def test_how_samples_are_loaded_changes_nothing(unbroken):
     assert_same(weights(unbroken), weights(train(examples(), SHAPES, replace(SMALL, cache_gb=0., num_workers=2), progress=False)))
 
 
-def test_a_finished_training_is_not_trained_again(tmp_path, unbroken):
-    first = train(examples(), SHAPES, SMALL, tmp_path, progress=False)
+def test_a_finished_training_is_not_trained_again(whole, unbroken):
     steps = []
-    again = train(examples(), SHAPES, SMALL, tmp_path, log=steps.append, progress=False)
+    again = train(examples(), SHAPES, SMALL, whole, log=steps.append, progress=False)
     assert steps == []
-    assert_same(weights(first), weights(again))
+    assert_same(weights(unbroken), weights(again))
 
 
 def test_another_training_in_the_folder_is_refused(tmp_path):
@@ -146,33 +158,7 @@ IN_PARALLEL = replace(SMALL, steps=3, precision='fp32', augmentation=replace(NO_
 PAIR = CoTraining(alone=0.)  # not mixed: mixing has partners within a process, so other ones than in a single process
 
 
-def _train_in_parallel(rank, folder, objective):
-    """Train as one of two processes, as a launcher starts them."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=Path(folder, 'port').read_text())
-    torch.set_num_threads(1)
-    train(examples(), SHAPES, IN_PARALLEL, f'{folder}/out', objective=objective, progress=False).save(f'{folder}/rank{rank}')
-
-
-@pytest.mark.parametrize('objective', ['plain', PAIR], ids=['plain', 'co_training'])
-def test_two_processes_train_as_one(tmp_path, objective):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        (tmp_path / 'port').write_text(str(free.getsockname()[1]))
-    torch.multiprocessing.spawn(_train_in_parallel, (str(tmp_path), objective), 2)
-    first, second = (load_file(tmp_path / f'rank{rank}/model.safetensors') for rank in (0, 1))
-    assert_same(first, second)
-    assert_same(first, load_file(tmp_path / 'out/model.safetensors'))
-    one = train(examples(), SHAPES, IN_PARALLEL, objective=objective, progress=False)
-    begin = together([build_segmenter(IN_PARALLEL, 3, member) for member in range(1 if objective == 'plain' else 2)]).state_dict()
-    moved, apart = 0., 0.
-    for name, tensor in weights(one).items():
-        if not tensor.is_floating_point(): continue
-        moved, apart = moved + (tensor - begin[name]).square().sum().item(), apart + (tensor - first[name]).square().sum().item()
-    assert apart < 1e-4 * moved  # squares: one per cent of the way
-    images = [example.image for example in examples()]
-    for a, b in zip(one.probabilities(images), load_segmenter(tmp_path / 'out').probabilities(images)): torch.testing.assert_close(a, b, atol=5e-3, rtol=0)
-
-
+OF_TWO = {'plain': 'plain', 'co_training': PAIR}
 LAUNCHED = """
 import json
 import os
@@ -181,35 +167,53 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-from test_training import IN_PARALLEL, SHAPES, examples
+from test_training import IN_PARALLEL, OF_TWO, SHAPES, examples
 from synseg_kit.training import log_to, train
 
 class Tracker:
     def log(self, values, step): looks.append({'step': step, **values})
 
-looks, rank = [], os.environ['RANK']
-segmenter = train(examples(), SHAPES, IN_PARALLEL, sys.argv[2] + '/out', log=log_to(Tracker()), progress=False)
-segmenter.save(sys.argv[2] + '/rank' + rank)
-Path(sys.argv[2], 'looks' + rank).write_text(json.dumps(looks))
+rank = os.environ['RANK']
+for name, objective in OF_TWO.items():
+    looks, folder = [], f'{sys.argv[2]}/{name}'
+    train(examples(), SHAPES, IN_PARALLEL, folder + '/out', objective=objective, log=log_to(Tracker()), progress=False).save(f'{folder}/rank{rank}')
+    Path(folder, 'looks' + rank).write_text(json.dumps(looks))
 """
 
 
-def test_accelerate_launch_trains_as_one_process(tmp_path):
-    """Two processes of a script that only trains; `--multi_gpu` is what starts several, with or without a GPU."""
-    (tmp_path / 'script.py').write_text(LAUNCHED)
+@pytest.fixture(scope='module')
+def launched(tmp_path_factory):
+    """What two processes of a script left that only trains, one training after another; `--multi_gpu` is what starts several, with or without a GPU."""
+    folder = tmp_path_factory.mktemp('launched')
+    (folder / 'script.py').write_text(LAUNCHED)
     command = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0',
-               str(tmp_path / 'script.py'), str(Path(__file__).parent), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'HF_HOME': str(tmp_path), 'CUDA_VISIBLE_DEVICES': ''})  # no configuration of the machine's
+               str(folder / 'script.py'), str(Path(__file__).parent), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'HF_HOME': str(folder), 'CUDA_VISIBLE_DEVICES': ''})  # no configuration of the machine's
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (load_file(tmp_path / f'rank{rank}/model.safetensors') for rank in (0, 1))
+    return folder
+
+
+@pytest.mark.parametrize('name', OF_TWO)
+def test_two_processes_train_as_one(launched, name):
+    folder, objective = launched / name, OF_TWO[name]
+    first, second = (load_file(folder / f'rank{rank}/model.safetensors') for rank in (0, 1))
     assert_same(first, second)
-    assert_same(first, load_file(tmp_path / 'out/model.safetensors'))
-    alone = weights(train(examples(), SHAPES, IN_PARALLEL, progress=False))
-    begin = build_segmenter(IN_PARALLEL, 3).state_dict()
-    moved, apart = (sum((alone[name] - other[name]).square().sum().item() for name in alone if alone[name].is_floating_point()) for other in (begin, first))
+    assert_same(first, load_file(folder / 'out/model.safetensors'))
+    one = train(examples(), SHAPES, IN_PARALLEL, objective=objective, progress=False)
+    begin = together([build_segmenter(IN_PARALLEL, 3, member) for member in range(1 if name == 'plain' else 2)]).state_dict()
+    moved, apart = 0., 0.
+    for key, tensor in weights(one).items():
+        if not tensor.is_floating_point(): continue
+        moved, apart = moved + (tensor - begin[key]).square().sum().item(), apart + (tensor - first[key]).square().sum().item()
     assert apart < 1e-4 * moved  # squares: one per cent of the way
-    told = [json.loads((tmp_path / f'looks{rank}').read_text()) for rank in (0, 1)]
-    assert told[1] == [] and told[0] == read_history(tmp_path / 'out') and [look['step'] for look in told[0]] == [3]
+    images = [example.image for example in examples()]
+    for a, b in zip(one.probabilities(images), load_segmenter(folder / 'out').probabilities(images)): torch.testing.assert_close(a, b, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize('name', OF_TWO)
+def test_of_two_processes_one_tells(launched, name):
+    told = [json.loads((launched / name / f'looks{rank}').read_text()) for rank in (0, 1)]
+    assert told[1] == [] and told[0] == read_history(launched / name / 'out') and [look['step'] for look in told[0]] == [3]
 
 
 def test_a_batch_must_be_shared_evenly():

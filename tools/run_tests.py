@@ -1,15 +1,19 @@
 """Run every test of the project and print what took how long: export and clean, notebooks, run notebooks, pytest."""
+import atexit
 import hashlib
+import multiprocessing
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict, deque
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +24,13 @@ ENVIRONMENT = {
     **os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ.get("PATH", "")}', 'PYTHONUNBUFFERED': '1',
     'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': THREADS, 'MKL_NUM_THREADS': THREADS,
     'TOKENIZERS_PARALLELISM': 'false',
+    'PYTORCH_NVML_BASED_CUDA_CHECK': '1',  # whoever asks for a GPU while libraries are loaded must not start CUDA, which does not survive a fork
 }
+LIBRARIES = ['torch', 'torchvision.transforms.v2', 'diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion', 'peft', 'timm', 'segmentation_models_pytorch',
+             'papermill']
+LONGEST = ('tests/test_tutorials.py', 'tests/test_training.py', 'tests/test_cli.py', 'tests/test_benchmark_runs.py', 'tests/test_adaptation.py', 'tests/test_sweeps.py',
+           'tests/browser/test_jupyterlab.py')  # minutes each: what begins last should be short, or the other workers wait for it
+FRESH = ('tests/test_cluster.py',)  # not forked: it needs no torch, and Ray starts servers of its own
 
 
 @dataclass(frozen=True)
@@ -74,28 +84,63 @@ def readme():
     return '' if fine else said
 
 
-def library_notebook(path):
-    """Execute a library notebook as a test."""
-    fine, said = execute(BIN / 'nbdev-test', path, '--n-workers', '0')
-    return '' if fine else said
-
-
-def run_notebook(path):
-    """Execute a run notebook at its defaults, which are its smoke size, as a user would."""
-    with tempfile.TemporaryDirectory() as folder:
-        fine, said = execute(BIN / 'synseg', 'run', path, '--set', 'smoke', '--out', Path(folder) / 'run')
-    return '' if fine else said
-
-
 def plan(root=ROOT):
-    """List the notebooks to execute, each with how: not those of nbs/bench, which take hours, nor tutorials, which tests/test_tutorials.py executes."""
-    folders = {'.': library_notebook, 'runs': run_notebook}
-    return [(path, how) for folder, how in folders.items() for path in sorted((root / 'nbs' / folder).glob('*.ipynb'))]
+    """List the files to run: not the notebooks of nbs/bench, which take hours, nor the tutorials, which tests/test_tutorials.py executes."""
+    found = [*sorted(root.glob('nbs/*.ipynb')), *sorted(root.glob('nbs/runs/*.ipynb')), *sorted(root.glob('tests/**/test_*.py'))]
+    first = [root / name for name in LONGEST]
+    return first + [path for path in found if path not in first]
 
 
-def notebook_jobs():
-    """Make a job of each notebook."""
-    return [lambda path=path, how=how: [check(path.relative_to(ROOT).as_posix(), lambda: how(path))] for path, how in plan()]
+def arguments_for(path, folder):
+    """What `python` is told to run a file: a run notebook at its defaults, which are its smoke size, as a user would."""
+    if path.suffix == '.py': return ['-m', 'pytest', '-q', path, f'--junitxml={folder / "junit.xml"}', '-W', 'ignore:Module already imported so cannot be rewritten']
+    if path.parent.name == 'runs': return [BIN / 'synseg', 'run', path, '--set', 'smoke', '--out', folder / 'run']
+    return [BIN / 'nbdev-test', path, '--n-workers', '0']
+
+
+def become(arguments, said):
+    """Be `python ARGUMENTS` in a process that was started for it; what it says goes to a file."""
+    with open(said, 'w') as file:
+        for stream in (1, 2): os.dup2(file.fileno(), stream)
+    os.chdir(ROOT)
+    sys.dont_write_bytecode = False
+    module, *rest = (str(part) for part in arguments)
+    try:
+        if module == '-m':
+            sys.argv, sys.path[0] = rest, str(ROOT)
+            runpy.run_module(rest[0], run_name='__main__', alter_sys=True)
+        else:
+            sys.argv, sys.path[0] = [module, *rest], str(Path(module).parent)
+            runpy.run_path(module, run_name='__main__')
+    finally: atexit._run_exitfuncs()  # a process of multiprocessing ends without
+
+
+def fork_server():
+    """Start loading LIBRARIES, which takes longer than most files' tests, once for all: each file has a process of its own, forked from one that has them and nothing of ours."""
+    os.environ.update(ENVIRONMENT)
+    os.environ.pop('PYTHONDONTWRITEBYTECODE', None)  # or each of some two hundred processes compiles our modules anew
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(LIBRARIES if sys.platform == 'linux' else [])  # elsewhere libraries of the system may not survive a fork
+    forkserver.ensure_running()
+    return context
+
+
+def run_all(paths, context):
+    """Run files, WORKERS at a time; yield what each came to."""
+    waiting, running, fresh = deque(paths), {}, [ROOT / name for name in FRESH]
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting or running:
+            while waiting and len(running) < WORKERS:
+                path, place = waiting.popleft(), Path(folder, str(len(waiting)))
+                place.mkdir()
+                (place / 'said').touch()
+                process = (multiprocessing.get_context('spawn') if path in fresh else context).Process(target=become, args=(arguments_for(path, place), place / 'said'))
+                process.start()
+                running[process.sentinel] = path, place, process, time.perf_counter()
+            for sentinel in wait(list(running)):
+                path, place, process, start = running.pop(sentinel)
+                process.join()
+                yield from outcomes_of(path, place, process.exitcode == 0, time.perf_counter() - start)
 
 
 def read_junit(path):
@@ -111,21 +156,15 @@ def read_junit(path):
                     sum(seconds for _, seconds in tests)) for name, tests in cases.items()]
 
 
-def pytest_file(path):
-    """Run one test file; a crash or an empty run counts as a failure."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / 'junit.xml'
-        fine, said = execute(sys.executable, '-m', 'pytest', '-q', path, f'--junitxml={report}')
-        outcomes = read_junit(report) if report.exists() else []
-    if not fine and not any(outcome.failed for outcome in outcomes):
-        outcomes.append(Outcome(path.relative_to(ROOT).as_posix(), 0, 1, 0, 0.0))
-    print(said.rstrip() if not fine else f'{path.relative_to(ROOT).as_posix()} ... {said.rstrip().splitlines()[-1]}', flush=True)
+def outcomes_of(path, folder, fine, seconds):
+    """Read and say what a file came to; a crash or an empty run counts as a failure."""
+    name, said, report = path.relative_to(ROOT).as_posix(), (folder / 'said').read_text(errors='replace').rstrip(), folder / 'junit.xml'
+    if path.suffix == '.py': outcomes, last = read_junit(report) if report.exists() else [], said.rpartition('\n')[2]
+    else: outcomes, last = [Outcome(name, int(fine), int(not fine), 0, seconds)], f'ok ({seconds:.1f} s)'
+    fine = fine and bool(outcomes)
+    if not fine and not any(outcome.failed for outcome in outcomes): outcomes.append(Outcome(name, 0, 1, 0, 0.0))
+    print(f'{name} ... {last if fine else "FAILED"}', *([] if fine else [said]), sep='\n', flush=True)
     return outcomes
-
-
-def pytest_jobs():
-    """Make a job of each test file."""
-    return [lambda path=path: pytest_file(path) for path in sorted((ROOT / 'tests').rglob('test_*.py'))]
 
 
 def table(outcomes):
@@ -138,12 +177,10 @@ def table(outcomes):
 
 
 def main():
-    """Run all, in the order in which a mistake is found soonest."""
-    start = time.perf_counter()
+    """Run all: first what takes seconds, then what takes longest."""
+    start, context = time.perf_counter(), fork_server()
     outcomes = [check('export and clean leave no difference', export_and_clean),
-                check('README.md is made from nbs/index.ipynb', readme)]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for found in pool.map(lambda job: job(), [*notebook_jobs(), *pytest_jobs()]): outcomes += found
+                check('README.md is made from nbs/index.ipynb', readme), *run_all(plan(), context)]
     passed, failed, skipped = (sum(getattr(o, state) for o in outcomes) for state in ('passed', 'failed', 'skipped'))
     print(f'\n{table(outcomes)}\n')
     print(f'{passed} passed, {failed} failed, {skipped} skipped in {time.perf_counter() - start:.0f} s')
