@@ -219,7 +219,7 @@ class CoTraining(Objective):
     "Two networks: reliable pixels follow the mask; of the others, those where the other network is sure of an object that the mask names follow it (after BECO, confidence from attention)."
     share: float = .5  # of each class's pixels in each image that follow the mask, whatever a network says
     alone: float = .35  # share of the training before the networks teach each other; until then every pixel follows the mask
-    trust: float = .6  # probability above which the other network is believed that there is an object; elsewhere the mask counts
+    trust: float = .8  # probability above which the other network is believed that there is an object; elsewhere the mask counts
     trust_background: float = 1.  # probability above which it is believed that there is none; 1: never
     named: bool = True  # let it choose among the classes that the mask names in the image; False: among all
     average: bool = True  # ask the other network's average over steps; False: the network itself, as it learns

@@ -158,9 +158,9 @@ def test_a_folder_that_a_machine_does_not_see_is_told(tmp_path):
 
 
 def test_a_sweep_that_is_killed_twice_ends_complete(job, tmp_path):
-    """Two by two runs; the whole process group, with all that it started, is killed while the second run and while a later one works."""
+    """Two by three runs; the whole process group, with all that it started, is killed while the second run and while a later one works."""
     path, out = job(), tmp_path / 'out'
-    arguments = ('sweep', path, '--set', 'smoke', '-p', 'seconds=0.3', '--grid', 'x=2,3', '--seeds', '0,1', '--out', out)
+    arguments = ('sweep', path, '--set', 'smoke', '-p', 'seconds=0.3', '--grid', 'x=2,3', '--seeds', '0,1,2', '--out', out)
     finished = lambda: sum('"done"' in status.read_text() for status in out.glob('job-*/status.json'))
     for wanted in (1, 2):
         process, deadline = command(*arguments), time.monotonic() + 240
@@ -168,13 +168,13 @@ def test_a_sweep_that_is_killed_twice_ends_complete(job, tmp_path):
         time.sleep(1)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        assert wanted <= finished() < 4
+        assert wanted <= finished() < 6
     before = finished()
     said, complained = (process := command(*arguments)).communicate(timeout=300)
-    assert process.returncode == 0 and '4 of 4 runs are done' in said, complained
-    assert collect(out).metrics == ['square'] and sorted(row.metrics['square'] for row in collect(out).runs) == [4, 5, 9, 10]
+    assert process.returncode == 0 and '6 of 6 runs are done' in said, complained
+    assert collect(out).metrics == ['square'] and sorted(row.metrics['square'] for row in collect(out).runs) == [4, 5, 6, 9, 10, 11]
     times = began(out)
-    assert set(times) == {f'{x}-{seed}' for x in (2, 3) for seed in range(2)} and sum(times.values()) <= 4 + 2 and before >= 2  # only what was under way at a kill began again
+    assert set(times) == {f'{x}-{seed}' for x in (2, 3) for seed in range(3)} and sum(times.values()) <= 6 + 2 and before >= 2  # only what was under way at a kill began again
 
 
 def test_two_sweeps_on_one_folder_share_the_work(job, tmp_path):
