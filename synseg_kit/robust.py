@@ -243,7 +243,9 @@ class CoTraining(Objective):
         "What each network makes of the labels, for the other to learn from."
         if lesson.gone < self.alone: return [shown.labels] * len(logits)
         with torch.no_grad(): judged = [teacher(shown.images) for teacher in lesson.teachers] if self.average and lesson.teachers else [one.detach() for one in logits]
-        if self.named: judged = [one.masked_fill(~named_classes(shown.labels, one.shape[1], self.background)[..., None, None], -torch.inf) for one in judged]
+        if self.named:
+            elsewhere = ~named_classes(shown.labels, lesson.num_classes, self.background)[..., None, None]
+            judged = [one.masked_fill(elsewhere, -torch.inf) for one in judged]
         return [self.corrected(shown, *one.softmax(1).max(1)) for one in judged]
 
     def corrected(self, shown, sureness, said):
