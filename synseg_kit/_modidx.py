@@ -1961,6 +1961,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'synseg_kit.toymodels.fold_normalisation': ( 'toymodels.html#fold_normalisation',
                                                                                    'synseg_kit/toymodels.py'),
                                       'synseg_kit.toymodels.learn_merges': ('toymodels.html#learn_merges', 'synseg_kit/toymodels.py'),
+                                      'synseg_kit.toymodels.repaint': ('toymodels.html#repaint', 'synseg_kit/toymodels.py'),
                                       'synseg_kit.toymodels.save_halves': ('toymodels.html#save_halves', 'synseg_kit/toymodels.py'),
                                       'synseg_kit.toymodels.silence_attention': ( 'toymodels.html#silence_attention',
                                                                                   'synseg_kit/toymodels.py'),

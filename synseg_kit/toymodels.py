@@ -6,7 +6,7 @@
 __all__ = ['SPLIT_WORDS', 'FUNCTION_WORDS', 'COLOUR_WORDS', 'LATENT_CHANNELS', 'LATENT_SIZE', 'PATCH', 'toy_vocabulary',
            'word_pieces', 'learn_merges', 'byte_alphabet', 'build_tokenizer', 'build_text_encoder', 'silence_attention',
            'build_autoencoder', 'to_pixels', 'PatchCode', 'fit_patch_code', 'autoencoder_loss', 'fold_normalisation',
-           'build_unet', 'build_scheduler', 'assemble', 'save_halves']
+           'build_unet', 'build_scheduler', 'assemble', 'save_halves', 'repaint']
 
 # %% ../nbs/03e_toymodels.ipynb #72f1063e
 import json
@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from jaxtyping import Float
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -205,3 +205,26 @@ def save_halves(pipe: StableDiffusionPipeline,  # is brought to 16 bits
     about = json.loads(config.read_text(encoding='utf-8')) | {'dtype': 'float32'}  # else transformers keeps its part in the type it was stored in
     write_text(config, json.dumps(about, indent=2, sort_keys=True) + '\n')
     return Path(folder)
+
+# %% ../nbs/03e_toymodels.ipynb #7e9a1c02
+@torch.no_grad()
+def repaint(pipe: StableDiffusionPipeline,  # the toy generator
+            images: UInt8[np.ndarray, "image height width 3"],
+            captions: Sequence[str],  # one for each image
+            timesteps: Sequence[int],  # how much noise each is cleaned of, 0 to 999; 0: it only goes through the autoencoder
+            seed: int = 0,  # of the noise
+            batch_size: int = 32,  # images that go through together
+            ) -> UInt8[np.ndarray, "image height width 3"]:
+    "Let the generator paint pictures again, each in one step from a noised copy."
+    if not len(images) == len(captions) == len(timesteps): raise ValueError(f'a caption and a timestep for each image; got {len(images)} images, {len(captions)} captions and {len(timesteps)} timesteps')
+    noiser, scale, generator, painted = DDPMScheduler.from_config(pipe.scheduler.config), pipe.vae.config.scaling_factor, torch.Generator().manual_seed(seed), []
+    for first in range(0, len(images), batch_size):
+        batch, levels = slice(first, first + batch_size), torch.as_tensor(timesteps[first:first + batch_size])
+        latents = scale * pipe.vae.encode(to_pixels(images[batch]).to(pipe.device)).latent_dist.mean
+        noised = noiser.add_noise(latents, torch.randn(latents.shape, generator=generator).to(latents), levels)
+        ids = pipe.tokenizer(list(captions[batch]), padding='max_length', truncation=True, return_tensors='pt').input_ids.to(pipe.device)
+        with torch.autocast(pipe.device.type, torch.bfloat16): velocity = pipe.unet(noised, levels.to(pipe.device), pipe.text_encoder(ids)[0]).sample.float()
+        kept, level = noiser.alphas_cumprod[levels].to(latents).view(-1, 1, 1, 1), levels.to(pipe.device).view(-1, 1, 1, 1)
+        clean = torch.where(level > 0, kept.sqrt() * noised - (1 - kept).sqrt() * velocity, latents)
+        painted.append((pipe.vae.decode(clean / scale).sample.clamp(-1, 1) + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(painted) if painted else np.empty((0, *images.shape[1:]), np.uint8)
