@@ -75,11 +75,14 @@ def test_a_lost_node_costs_nothing_but_its_blocks(three_nodes, tmp_path, caplog)
     export_shards(whole, tmp_path / 'packed', 5, progress=False)
 
     class LosesANode(cluster.RayPool):
-        """A pool whose second machine fails after three blocks."""
-        made = 0
+        """A pool whose second machine fails after three blocks; work begins when all workers are there, or the others might do it all before."""
+        made, greeted = 0, None
 
         def receive(self):
-            for worker, kind, content in super().receive():
+            if self.greeted is None: self.greeted = [answer for _ in range(3) for answer in super(LosesANode, self).receive()]
+            answers = [*self.greeted] or super().receive()
+            self.greeted.clear()
+            for worker, kind, content in answers:
                 yield worker, kind, content
                 self.made += kind == 'made'
                 if self.made == 3:
