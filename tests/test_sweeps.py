@@ -181,8 +181,8 @@ def test_two_sweeps_on_one_folder_share_the_work(job, tmp_path):
     path, out = job(), tmp_path / 'out'
     arguments = ('sweep', path, '--set', 'smoke', '-p', 'seconds=1.0', '--grid', 'x=2,3', '--out', out)
     both = [command(*arguments) for _ in range(2)]
-    said = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0] and all('2 of 2 runs are done' in text for text in said)
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0] and all('2 of 2 runs are done' in text for text, _ in said), said
     assert began(out) == {'2-0': 1, '3-0': 1}
 
 
