@@ -2166,6 +2166,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'synseg_kit.training.Corrected.load': ('training.html#corrected.load', 'synseg_kit/training.py'),
                                      'synseg_kit.training.Corrected.save': ('training.html#corrected.save', 'synseg_kit/training.py'),
                                      'synseg_kit.training.Learner': ('training.html#learner', 'synseg_kit/training.py'),
+                                     'synseg_kit.training.MuonAndAdamW': ('training.html#muonandadamw', 'synseg_kit/training.py'),
+                                     'synseg_kit.training.MuonAndAdamW.step': ('training.html#muonandadamw.step', 'synseg_kit/training.py'),
                                      'synseg_kit.training.PixelwiseMask2Former': ( 'training.html#pixelwisemask2former',
                                                                                    'synseg_kit/training.py'),
                                      'synseg_kit.training.PixelwiseMask2Former.__init__': ( 'training.html#pixelwisemask2former.__init__',

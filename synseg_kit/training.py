@@ -7,7 +7,7 @@ __all__ = ['MASK2FORMER', 'OPTIMISERS', 'SCHEDULES', 'MEMBER', 'HEADS', 'SHAPED_
            'PURPOSE', 'LOOK_EVERY', 'SegmenterSettings', 'learning_rate_at', 'build_segmenter', 'no_pickles',
            'build_smp', 'check_encoder', 'load_encoder', 'load_whole', 'PixelwiseMask2Former', 'build_mask2former',
            'normalise', 'to_bytes', 'run_network', 'Committee', 'together', 'Segmenter', 'read_segmenter',
-           'load_segmenter', 'Remembered', 'load_batches', 'follow', 'adamw', 'muon', 'build_optimiser',
+           'load_segmenter', 'Remembered', 'load_batches', 'follow', 'adamw', 'MuonAndAdamW', 'muon', 'build_optimiser',
            'training_state', 'Learner', 'make_learners', 'state_of', 'save_checkpoint', 'load_checkpoint', 'teacher_of',
            'training_step', 'join_processes', 'share_gradients', 'SharedBatchNorm', 'share_statistics', 'Corrected',
            'judge', 'train', 'log_to']
@@ -37,6 +37,7 @@ from timm.optim import Muon
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
+from torch.optim.adamw import adamw as apply_adamw
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -448,7 +449,7 @@ def follow(
 ) -> None:
     "Move averaged weights and batch statistics towards the network's; whole numbers are copied."
     past = min(decay, (1 + step) / (10 + step))
-    pairs = list(zip(average.state_dict().values(), network.state_dict().values()))
+    pairs = [*zip(average.parameters(), network.parameters()), *zip(average.buffers(), network.buffers())]
     floats = [(a, b) for a, b in pairs if a.is_floating_point()]
     torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - past)
     for a, b in pairs:
@@ -466,23 +467,38 @@ def adamw(
         optimiser.state[weight] = {'step': torch.zeros((), device=weight.device), 'exp_avg': torch.zeros_like(weight), 'exp_avg_sq': torch.zeros_like(weight)}
     return optimiser
 
+class MuonAndAdamW(Muon):
+    "Muon for the first group of weights; the second takes AdamW's step all at once (the fallback of `Muon` takes one weight after the other, which costs a small network as much as its convolutions)."
+    @torch.no_grad()
+    def step(self, closure=None):
+        matrices, others = self.param_groups
+        self.param_groups = [matrices]
+        try: loss = super().step(closure)
+        finally: self.param_groups = [matrices, others]
+        weights = [weight for weight in others['params'] if weight.grad is not None]
+        if not weights: return loss
+        states = [self.state[weight] for weight in weights]
+        apply_adamw(weights, [weight.grad for weight in weights], *([state[key] for state in states] for key in ('exp_avg', 'exp_avg_sq')), [], [state['step'] for state in states], fused=True, amsgrad=False,
+                    beta1=others['betas'][0], beta2=others['betas'][1], lr=others['lr'], weight_decay=others['weight_decay'], eps=others['eps'], maximize=False)
+        return loss
+
 def muon(
     network: nn.Module, # whose weights are to be trained
     settings, # whatever has a learning_rate and a weight_decay
     betas: tuple[float, float] = (0.9, 0.999), # of AdamW, for the weights that are no inner matrices
     outer: Sequence[str] = (), # parts of names of weights at the network's ends, beside its first and its last matrix
-) -> Muon: # with its state already there, all zero
+) -> MuonAndAdamW: # with its state already there, all zero
     "Make Muon (Jordan 2024): matrices move in orthogonal steps as long as AdamW's, so its learning rates serve; everything else has AdamW."
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.shape[1] > 1]  # not depthwise
     ends = {f'{names[0]}.weight', f'{names[-1]}.weight'}
     inner = {f'{name}.weight' for name in names if not any(part in name for part in outer)} - ends
     groups = {use: [p for name, p in network.named_parameters() if p.requires_grad and (name in inner) == use] for use in (True, False)}
-    optimiser = Muon([{'params': groups[True], 'use_muon': True}, {'params': groups[False], 'use_fallback': True}], settings.learning_rate, settings.weight_decay,
+    optimiser = MuonAndAdamW([{'params': groups[True], 'use_muon': True}, {'params': groups[False], 'use_fallback': True}], settings.learning_rate, settings.weight_decay,
                      nesterov=True, normalize_spatial=False, betas=betas)
     for use, weights in groups.items():
         for weight in weights:
             kept = ('momentum_buffer',) if use else ('exp_avg', 'exp_avg_sq')
-            optimiser.state[weight] = {'use_muon': use, **{key: torch.zeros_like(weight) for key in kept}, **({} if use else {'step': torch.zeros(())})}
+            optimiser.state[weight] = {'use_muon': use, **{key: torch.zeros_like(weight) for key in kept}, **({} if use else {'step': torch.zeros((), device=weight.device)})}
     return optimiser
 
 def build_optimiser(
