@@ -1034,6 +1034,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'synseg_kit.inference.groups': ('inference.html#groups', 'synseg_kit/inference.py'),
                                       'synseg_kit.inference.mean_of_passes': ('inference.html#mean_of_passes', 'synseg_kit/inference.py'),
                                       'synseg_kit.inference.one_pass': ('inference.html#one_pass', 'synseg_kit/inference.py'),
+                                      'synseg_kit.inference.own_way': ('inference.html#own_way', 'synseg_kit/inference.py'),
                                       'synseg_kit.inference.predict': ('inference.html#predict', 'synseg_kit/inference.py'),
                                       'synseg_kit.inference.predict_files': ('inference.html#predict_files', 'synseg_kit/inference.py'),
                                       'synseg_kit.inference.probabilities': ('inference.html#probabilities', 'synseg_kit/inference.py'),

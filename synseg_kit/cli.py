@@ -320,7 +320,7 @@ def add_inference(parser: Parser) -> None:
     group.add_argument('--flip', action='store_true', help='see them mirrored as well')
     group.add_argument('--window', type=pixels, metavar='N[xM]', help='look through a window: its side, or height x width (default: whole images)')
     group.add_argument('--stride', type=pixels, metavar='N[xM]', help='from one window to the next (default: two thirds of the window)')
-    group.add_argument('--short-side', type=positive, metavar='PIXELS', help='bring the shorter side to this first (default: as it is)')
+    group.add_argument('--short-side', type=positive, metavar='PIXELS', help='bring the shorter side to this first (default: what the model was trained for)')
     group.add_argument('--crf', action='store_true', help='let a dense CRF follow the edges of the image')
     group.add_argument('--batch-size', type=positive, default=16, metavar='N', help='images, or windows, that go through the network at once (default: 16)')
 

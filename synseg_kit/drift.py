@@ -35,12 +35,13 @@ Features = Callable[[Sequence], Tensor] # images -> [image, width]
 
 def features_of(
     network: Segmenter | nn.Module, # a scoring network, or a model of timm
-    side: int = 128, # images are brought to this many pixels along both sides
+    side: int | None = None, # images are brought to this many pixels along both sides; None: as large as a segmenter wants to see them, else 128
     batch_size: int = 16, # images at once
 ) -> Features: # images -> float [image, width] on the CPU
     "Make the function that turns images into features."
     module = network.network.encoder if isinstance(network, Segmenter) else network
     if not isinstance(network, Segmenter) and not hasattr(module, 'forward_features'): raise TypeError(f'features come from a Segmenter or a model of timm, which has forward_features; got {type(network).__name__}')
+    side = side or (network.settings.short_side if isinstance(network, Segmenter) else None) or 128
 
     @torch.inference_mode()
     def features(images):

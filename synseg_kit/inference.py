@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_VALUES', 'IMAGE_SUFFIXES', 'PREDICTIONS', 'MODEL_CARD', 'ONNX_TOLERANCE', 'Inference', 'window_starts', 'slide',
-           'one_pass', 'scaled_size', 'groups', 'mean_of_passes', 'probabilities', 'predict', 'show_predictions',
-           'find_images', 'read_image', 'Predictions', 'claim_folder', 'write_prediction', 'predict_files',
-           'save_pretrained', 'from_pretrained', 'Portable', 'to_onnx']
+           'one_pass', 'scaled_size', 'groups', 'mean_of_passes', 'own_way', 'probabilities', 'predict',
+           'show_predictions', 'find_images', 'read_image', 'Predictions', 'claim_folder', 'write_prediction',
+           'predict_files', 'save_pretrained', 'from_pretrained', 'Portable', 'to_onnx']
 
 # %% ../nbs/09a_inference.ipynb #ea02e11d
 import hashlib
@@ -42,7 +42,7 @@ class Inference:
     window: int | Sequence[int] | None = None # what the network sees at once, in pixels of the magnified image: a side, or height and width; None: all
     stride: int | Sequence[int] | None = None # pixels from a window to the next: one number, or down and across; None: two thirds of the window
     crf: bool | CRFSettings = False # let a dense CRF have the last word
-    short_side: int | None = None # pixels of the shorter side at scale 1; None: the image's own
+    short_side: int | None = None # pixels of the shorter side at scale 1; None: what the segmenter's settings say
     batch_size: int = 16 # images, or windows, that go through the network at once
 
     def __post_init__(self):
@@ -101,7 +101,7 @@ def slide(
     total, seen = None, torch.zeros(size)
     for start in range(0, len(places), batch_size):
         some = places[start:start + batch_size]
-        for (i, y, x), found in zip(some, segmenter.probabilities([images[i, :, y:y + h, x:x + w] for i, y, x in some], batch_size)):
+        for (i, y, x), found in zip(some, segmenter.probabilities([images[i, :, y:y + h, x:x + w] for i, y, x in some], batch_size, min(h, w))):
             if total is None: total = found.new_zeros(len(images), len(found), *size)
             total[i, :, y:y + h, x:x + w] += found
             if i == 0: seen[y:y + h, x:x + w] += 1
@@ -121,7 +121,7 @@ def one_pass(
     short, size = scaled_size(own, scale, inference.short_side)
     window = _pair(inference.window)
     if window is None or all(side >= whole for side, whole in zip(window, size)):
-        return torch.stack(segmenter.probabilities(list(images), inference.batch_size, None if short == min(own) else short))
+        return torch.stack(segmenter.probabilities(list(images), inference.batch_size, short))
     stride = _pair(inference.stride) or tuple(max(1, side * 2 // 3) for side in window)
     if size != tuple(own): images = F.interpolate(images.float(), size, mode='bilinear', antialias=True).round().clamp(0, 255).to(torch.uint8)
     found = slide(segmenter, images, window, stride, inference.batch_size)
@@ -169,13 +169,20 @@ def mean_of_passes(
     return dense_crf(mean, images.to(mean.device), CRFSettings() if inference.crf is True else inference.crf)
 
 # %% ../nbs/09a_inference.ipynb #2dc11db8
+def own_way(
+    inference: Inference,
+    segmenter: Segmenter,
+) -> Inference: # with the segmenter's short side, if none was asked for
+    "Let a segmenter see images as large as it wants to."
+    return inference if inference.short_side else replace(inference, short_side=segmenter.settings.short_side)
+
 def probabilities(
     segmenter: Segmenter,
     images: Iterable, # PIL images, uint8 arrays [h, w, 3] or tensors [3, h, w]; sizes may differ
     inference: Inference = Inference(),
 ) -> list[Float32[Tensor, "class h w"]]: # one for each image, at its own size, on the network's device
     "Compute how probable each class is at each pixel."
-    tensors = _readable(images)
+    tensors, inference = _readable(images), own_way(inference, segmenter)
     out = [None] * len(tensors)
     with torch.inference_mode():
         for numbers, some in groups(tensors, segmenter.class_set.num_classes, inference):
@@ -188,7 +195,7 @@ def predict(
     inference: Inference = Inference(),
 ) -> list[Integer[np.ndarray, "h w"]]: # class ids, uint8 or uint16, one for each image, at its own size
     "Label every pixel of each image with its most probable class."
-    tensors = _readable(images)
+    tensors, inference = _readable(images), own_way(inference, segmenter)
     out = [None] * len(tensors)
     with torch.inference_mode():
         for numbers, some in groups(tensors, segmenter.class_set.num_classes, inference):
@@ -413,7 +420,7 @@ def to_onnx(
     program = torch.onnx.export(Portable(network, size).eval(), (noise,), input_names=['images'], output_names=['probabilities'],
                                 dynamic_shapes={'images': {0: torch.export.Dim('n')}}, dynamo=True, verbose=False)
     program.model.metadata_props.update(classes=json.dumps(segmenter.class_set.labels), class_set=segmenter.class_set.name)
-    torch_says = torch.stack(replace(segmenter, network=network, raw=None, settings=replace(segmenter.settings, precision='fp32')).probabilities(list(noise))).numpy()
+    torch_says = torch.stack(replace(segmenter, network=network, raw=None, settings=replace(segmenter.settings, precision='fp32')).probabilities(list(noise), short_side=min(size))).numpy()
     def write(aside):
         program.save(aside, external_data=False)
         says = onnxruntime.InferenceSession(aside, providers=['CPUExecutionProvider']).run(None, {'images': noise.numpy()})[0]

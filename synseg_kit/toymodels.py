@@ -222,9 +222,11 @@ def repaint(pipe: StableDiffusionPipeline,  # the toy generator
         batch, levels = slice(first, first + batch_size), torch.as_tensor(timesteps[first:first + batch_size])
         latents = scale * pipe.vae.encode(to_pixels(images[batch]).to(pipe.device)).latent_dist.mean
         noised = noiser.add_noise(latents, torch.randn(latents.shape, generator=generator).to(latents), levels)
-        ids = pipe.tokenizer(list(captions[batch]), padding='max_length', truncation=True, return_tensors='pt').input_ids.to(pipe.device)
-        with torch.autocast(pipe.device.type, torch.bfloat16): velocity = pipe.unet(noised, levels.to(pipe.device), pipe.text_encoder(ids)[0]).sample.float()
-        kept, level = noiser.alphas_cumprod[levels].to(latents).view(-1, 1, 1, 1), levels.to(pipe.device).view(-1, 1, 1, 1)
-        clean = torch.where(level > 0, kept.sqrt() * noised - (1 - kept).sqrt() * velocity, latents)
-        painted.append((pipe.vae.decode(clean / scale).sample.clamp(-1, 1) + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+        noisy = levels.nonzero().flatten()  # the others need no denoiser
+        if len(noisy):
+            ids = pipe.tokenizer([captions[first + i] for i in noisy.tolist()], padding='max_length', truncation=True, return_tensors='pt').input_ids.to(pipe.device)
+            with torch.autocast(pipe.device.type, torch.bfloat16): velocity = pipe.unet(noised[noisy], levels[noisy].to(pipe.device), pipe.text_encoder(ids)[0]).sample.float()
+            kept = noiser.alphas_cumprod[levels[noisy]].to(latents).view(-1, 1, 1, 1)
+            latents[noisy] = kept.sqrt() * noised[noisy] - (1 - kept).sqrt() * velocity
+        painted.append((pipe.vae.decode(latents / scale).sample.clamp(-1, 1) + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(painted) if painted else np.empty((0, *images.shape[1:]), np.uint8)

@@ -24,12 +24,12 @@ def toy_settings(
     **changes: Any, # of other fields of `SegmenterSettings`
 ) -> SegmenterSettings:
     "Say how a segmenter of toys is trained."
-    usual = dict(encoder_weights=str(shipped('toy-backbone')), decoder_channels=(128, 64, 48, 32, 16), optimiser='muon', learning_rate=3e-3, ema_decay=.98,
+    usual = dict(encoder_weights=str(shipped('toy-backbone')), decoder_channels=(128, 64, 48, 32, 16), optimiser='muon', learning_rate=3e-3, ema_decay=.98, short_side=64,
                  augmentation=Augmentation(crop=64, scale=(.45, .6), hue=0., colour=.3))
     return SegmenterSettings(steps=steps, seed=seed, **usual | changes)
 
 # %% ../nbs/09b_toysegmenters.ipynb #toyseg08
-TOY_VIEW = Inference(scales=(1., 1.5), flip=True, short_side=64)
+TOY_VIEW = Inference(scales=(1., 1.5), flip=True)
 
 def label_toys(
     segmenter: Segmenter, # as `toy_settings` trains it

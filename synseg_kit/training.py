@@ -78,6 +78,7 @@ class SegmenterSettings:
     num_workers: int = 0 # processes that load samples; 0: this one
     cache_gb: float = 2.0 # decoded examples are kept in memory when they fit into this
     checkpoint_every: int = 200 # steps between two checkpoints
+    short_side: int | None = None # pixels that the shorter side of an image is brought to for the finished segmenter; None: as it is
 
     def __post_init__(self):
         if self.decoder_channels is not None: object.__setattr__(self, 'decoder_channels', tuple(self.decoder_channels))
@@ -93,6 +94,7 @@ def _check_settings(s):
              *((name, getattr(s, name) >= 1, 'at least 1') for name in ('steps', 'batch_size', 'accumulate', 'checkpoint_every')),
              *((name, getattr(s, name) > 0, 'a number above 0') for name in ('learning_rate', 'clip_norm')),
              *((name, getattr(s, name) >= 0, 'a number from 0') for name in ('weight_decay', 'num_workers', 'cache_gb', 'seed')),
+             ('short_side', s.short_side is None or s.short_side >= 1, 'a number of pixels, or None'),
              ('accumulate', s.batch_size % max(1, s.accumulate) == 0, f'a divisor of the batch of {s.batch_size} images'),
              ('weights', s.weights is None or s.encoder_weights is None, 'None beside encoder_weights: a whole segmenter brings its encoder'),
              ('optimiser', s.optimiser in OPTIMISERS, ' or '.join(f'"{name}"' for name in OPTIMISERS)),
@@ -304,7 +306,7 @@ class Segmenter:
     def probabilities(self,
         images: Sequence, # PIL images, uint8 arrays [h, w, 3] or tensors [3, h, w]; sizes may differ
         batch_size: int = 16, # images that go through the network at once
-        short_side: int | None = None, # pixels the shorter side is brought to for the network; None: as it is
+        short_side: int | None = None, # pixels the shorter side is brought to for the network; None: what its settings say
     ) -> list[Float32[Tensor, "class h w"]]: # one for each image, at its own size, on the network's device
         "Compute how probable each class is at each pixel."
         return [logits.softmax(0) for logits in _logits_in_order(self, images, batch_size, short_side)]
@@ -312,7 +314,7 @@ class Segmenter:
     def predict(self,
         images: Sequence, # as for `probabilities`
         batch_size: int = 16, # images that go through the network at once
-        short_side: int | None = None, # pixels the shorter side is brought to for the network; None: as it is
+        short_side: int | None = None, # pixels the shorter side is brought to for the network; None: what its settings say
     ) -> list[np.ndarray]: # class ids [h, w], uint8 or uint16, one for each image, at its own size
         "Label every pixel of each image with its most probable class."
         return [logits.argmax(0).cpu().numpy().astype(self.class_set.dtype) for logits in _logits_in_order(self, images, batch_size, short_side)]
@@ -346,14 +348,13 @@ def _logits_in_order(segmenter, images, batch_size, short_side):
 def _logits(segmenter, images, short_side):
     "Run one batch of equal size: scale, pad to 32, network, cut, scale back."
     weight = next(segmenter.network.parameters())
-    own = h, w = images.shape[-2:]
+    own, short = tuple(images.shape[-2:]), short_side or segmenter.settings.short_side or min(images.shape[-2:])
+    h, w = size = tuple(max(1, round(side * short / min(own))) for side in own)
     x = normalise(images.to(weight.device), weight.dtype)
-    if short_side is not None:
-        h, w = (max(1, round(side * short_side / min(own))) for side in own)
-        x = F.interpolate(x, (h, w), mode='bilinear', antialias=True)
+    if size != own: x = F.interpolate(x, size, mode='bilinear', antialias=True)
     x = F.pad(x, (0, -w % 32, 0, -h % 32), mode='replicate')
     logits = run_network(segmenter.network, x, segmenter.settings)[..., :h, :w]
-    return logits if (h, w) == tuple(own) else F.interpolate(logits, tuple(own), mode='bilinear')
+    return logits if size == own else F.interpolate(logits, own, mode='bilinear')
 
 # %% ../nbs/09_training.ipynb #a57758cc
 def _plain(tensors, dtype=None):
@@ -814,7 +815,7 @@ def suited_objective(
 
 def _about_training(dataset, class_set, settings, objective):
     "Describe what must not change between a training and its continuation; how samples are loaded may."
-    free = ('num_workers', 'cache_gb', 'checkpoint_every')
+    free = ('num_workers', 'cache_gb', 'checkpoint_every', 'short_side')
     return {**{key: value for key, value in asdict(settings).items() if key not in free}, 'classes': list(class_set.labels), 'examples': len(dataset),
             'objective': type(objective).__name__, 'objective_parameters': asdict(objective) if is_dataclass(objective) else {}}
 

@@ -23,7 +23,7 @@ from synseg_kit.lora import (PRESETS, WEIGHTS, LoraSettings, adapt, adapted_part
 from synseg_kit.prompts import Prompt, find_mentions
 from synseg_kit.synthesis import fingerprint
 from synseg_kit.targets import View, fit_box, read_image_captions, read_targets
-from synseg_kit.training import adamw
+from synseg_kit.training import Segmenter, SegmenterSettings, adamw, build_segmenter
 from torch.nn import functional as F
 
 PETS = ClassSet('pets', ('cat', 'dog', 'ball', 'grass'), None)
@@ -516,6 +516,14 @@ def test_features_of_networks_of_timm(name, targets):
     assert found.shape == (4, model.num_features) and found.dtype == torch.float32
     assert torch.allclose(found[3:], features([targets[3]]), atol=1e-4)
     with pytest.raises(TypeError, match='forward_features'): features_of(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(('short_side', 'seen'), [(None, 128), (64, 64)])
+def test_features_are_of_images_as_large_as_a_segmenter_wants_them(short_side, seen, targets):
+    settings = SegmenterSettings(encoder='tu-mobilenetv3_small_050', precision='fp32', short_side=short_side)
+    segmenter, images = Segmenter(build_segmenter(settings, 3), ClassSet('shapes', ('square', 'disc')), settings), [targets[0], targets[1]]
+    assert torch.equal(features_of(segmenter)(images), features_of(segmenter, seen)(images))
+    assert not torch.allclose(features_of(segmenter)(images), features_of(segmenter, 96)(images))
 
 
 # ---- the loop

@@ -18,7 +18,7 @@ from synseg_kit.classes import ClassSet
 from synseg_kit.datasets import decode_labels, open_picture
 from synseg_kit.inference import Inference, find_images, from_pretrained, predict, predict_files, probabilities, save_pretrained, slide, to_onnx, window_starts
 from synseg_kit.refinement import CRFSettings
-from synseg_kit.training import Segmenter, SegmenterSettings, build_segmenter, to_bytes, together
+from synseg_kit.training import Segmenter, SegmenterSettings, build_segmenter, load_segmenter, to_bytes, together
 
 CLASSES = ClassSet('four', ('a', 'b', 'c'))
 FP32 = SegmenterSettings(precision='fp32', channels_last=False)
@@ -76,6 +76,17 @@ def test_without_extras_it_is_the_segmenters_own_way(small):
         ours, own = Inference(short_side=short_side), small.predict(images, short_side=short_side)
         for a, b in zip(predict(small, images, ours), own, strict=True): np.testing.assert_array_equal(a, b)
         for a, b in zip(probabilities(small, images, ours), small.probabilities(images, short_side=short_side), strict=True): torch.testing.assert_close(a, b)
+
+
+def test_a_segmenter_knows_how_large_it_wants_to_see_images(small, tmp_path):
+    images = [picture(64, 96), picture(33, 47, 1), picture(64, 64, 2)]
+    known = load_segmenter(replace(small, settings=replace(small.settings, short_side=48)).save(tmp_path / 'model'))
+    for way in (Inference(), Inference(scales=(.5, 1.)), Inference(flip=True), Inference(window=32, stride=20)):
+        for a, b in zip(probabilities(known, images, way), probabilities(small, images, replace(way, short_side=48)), strict=True): torch.testing.assert_close(a, b)
+    for ours, asked in ((known.predict(images), 48), (known.predict(images, short_side=80), 80), (predict(known, images, Inference(short_side=80)), 80)):
+        for a, b in zip(ours, small.predict(images, short_side=asked), strict=True): np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(known.predict(images), small.predict(images), strict=True))
+    with pytest.raises(ValueError, match='short_side=0; needed is a number of pixels, or None'): replace(small.settings, short_side=0)
 
 
 @pytest.mark.parametrize('window', [64, (64, 96), (500, 500)])
