@@ -7,10 +7,10 @@ __all__ = ['MASK2FORMER', 'OPTIMISERS', 'SCHEDULES', 'MEMBER', 'HEADS', 'SHAPED_
            'PURPOSE', 'LOOK_EVERY', 'SegmenterSettings', 'learning_rate_at', 'build_segmenter', 'no_pickles',
            'build_smp', 'check_encoder', 'load_encoder', 'load_whole', 'PixelwiseMask2Former', 'build_mask2former',
            'normalise', 'to_bytes', 'run_network', 'Committee', 'together', 'Segmenter', 'read_segmenter',
-           'load_segmenter', 'Remembered', 'load_batches', 'follow', 'adamw', 'MuonAndAdamW', 'muon', 'build_optimiser',
-           'training_state', 'Learner', 'make_learners', 'state_of', 'save_checkpoint', 'load_checkpoint', 'teacher_of',
-           'training_step', 'join_processes', 'share_gradients', 'SharedBatchNorm', 'share_statistics', 'Corrected',
-           'judge', 'train', 'log_to']
+           'load_segmenter', 'Remembered', 'load_batches', 'follow', 'adamw', 'MuonAndNAdamW', 'muon',
+           'build_optimiser', 'training_state', 'Learner', 'make_learners', 'state_of', 'save_checkpoint',
+           'load_checkpoint', 'teacher_of', 'training_step', 'join_processes', 'share_gradients', 'SharedBatchNorm',
+           'share_statistics', 'Corrected', 'judge', 'train', 'log_to']
 
 # %% ../nbs/09_training.ipynb #85db6b5d
 import atexit
@@ -34,10 +34,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.optim import Muon
+from timm.optim.nadamw import nadamw
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
-from torch.optim.adamw import adamw as apply_adamw
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -468,8 +468,8 @@ def adamw(
         optimiser.state[weight] = {'step': torch.zeros((), device=weight.device), 'exp_avg': torch.zeros_like(weight), 'exp_avg_sq': torch.zeros_like(weight)}
     return optimiser
 
-class MuonAndAdamW(Muon):
-    "Muon for the first group of weights; the second takes AdamW's step all at once (the fallback of `Muon` takes one weight after the other, which costs a small network as much as its convolutions)."
+class MuonAndNAdamW(Muon):
+    "Muon for the first group of weights; the second takes its step all at once: that of AdamW with Nesterov's look ahead, as in `Muon`, which takes one weight after the other."
     @torch.no_grad()
     def step(self, closure=None):
         matrices, others = self.param_groups
@@ -479,8 +479,8 @@ class MuonAndAdamW(Muon):
         weights = [weight for weight in others['params'] if weight.grad is not None]
         if not weights: return loss
         states = [self.state[weight] for weight in weights]
-        apply_adamw(weights, [weight.grad for weight in weights], *([state[key] for state in states] for key in ('exp_avg', 'exp_avg_sq')), [], [state['step'] for state in states], fused=True, amsgrad=False,
-                    beta1=others['betas'][0], beta2=others['betas'][1], lr=others['lr'], weight_decay=others['weight_decay'], eps=others['eps'], maximize=False)
+        nadamw(weights, [weight.grad for weight in weights], *([state[key] for state in states] for key in ('exp_avg', 'exp_avg_sq', 'step')), foreach=True, beta1=others['betas'][0], beta2=others['betas'][1],
+               lr=others['lr'], weight_decay=others['weight_decay'], eps=others['eps'], caution=False, maximize=False, max_lr=None)
         return loss
 
 def muon(
@@ -488,13 +488,13 @@ def muon(
     settings, # whatever has a learning_rate and a weight_decay
     betas: tuple[float, float] = (0.9, 0.999), # of AdamW, for the weights that are no inner matrices
     outer: Sequence[str] = (), # parts of names of weights at the network's ends, beside its first and its last matrix
-) -> MuonAndAdamW: # with its state already there, all zero
+) -> MuonAndNAdamW: # with its state already there, all zero
     "Make Muon (Jordan 2024): matrices move in orthogonal steps as long as AdamW's, so its learning rates serve; everything else has AdamW."
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.shape[1] > 1]  # not depthwise
     ends = {f'{names[0]}.weight', f'{names[-1]}.weight'}
     inner = {f'{name}.weight' for name in names if not any(part in name for part in outer)} - ends
     groups = {use: [p for name, p in network.named_parameters() if p.requires_grad and (name in inner) == use] for use in (True, False)}
-    optimiser = MuonAndAdamW([{'params': groups[True], 'use_muon': True}, {'params': groups[False], 'use_fallback': True}], settings.learning_rate, settings.weight_decay,
+    optimiser = MuonAndNAdamW([{'params': groups[True], 'use_muon': True}, {'params': groups[False], 'use_fallback': True}], settings.learning_rate, settings.weight_decay,
                      nesterov=True, normalize_spatial=False, betas=betas)
     for use, weights in groups.items():
         for weight in weights:
