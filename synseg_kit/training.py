@@ -34,7 +34,6 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.optim import Muon
-from timm.optim.nadamw import nadamw
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
@@ -469,7 +468,7 @@ def adamw(
     return optimiser
 
 class MuonAndNAdamW(Muon):
-    "Muon for the first group of weights; the second takes its step all at once: that of AdamW with Nesterov's look ahead, as in `Muon`, which takes one weight after the other."
+    "Muon for the first group of weights; the second takes its step in one pass through memory: that of AdamW with Nesterov's look ahead, as in `Muon`, which needs a dozen."
     @torch.no_grad()
     def step(self, closure=None):
         matrices, others = self.param_groups
@@ -478,15 +477,19 @@ class MuonAndNAdamW(Muon):
         finally: self.param_groups = [matrices, others]
         weights = [weight for weight in others['params'] if weight.grad is not None]
         if not weights: return loss
-        states = [self.state[weight] for weight in weights]
-        nadamw(weights, [weight.grad for weight in weights], *([state[key] for state in states] for key in ('exp_avg', 'exp_avg_sq', 'step')), foreach=True, beta1=others['betas'][0], beta2=others['betas'][1],
-               lr=others['lr'], weight_decay=others['weight_decay'], eps=others['eps'], caution=False, maximize=False, max_lr=None)
+        grads, averages, squares = [weight.grad for weight in weights], *([self.state[weight][key] for weight in weights] for key in ('exp_avg', 'exp_avg_sq'))
+        step, (beta, beta2) = self.state[weights[0]]['step'].add_(1).item(), others['betas']  # it lies on the CPU, where reading it waits for nothing
+        # Looking ahead, the average b m + (1 - b) g of the new m = b m' + (1 - b) g is the plain one with b^2 for b, of which AdamW would take off the bias 1 - b^2t where it is 1 - b^t.
+        ahead = 1 + beta ** step
+        torch._fused_adamw_(weights, grads, averages, squares, [], [torch.full((), step, device=weights[0].device)] * len(weights), lr=ahead * others['lr'], beta1=beta ** 2, beta2=beta2,
+                            weight_decay=others['weight_decay'] / ahead, eps=others['eps'], amsgrad=False, maximize=False)
+        torch._foreach_lerp_(averages, grads, 1 - 1 / beta)  # back from the look ahead
         return loss
 
 def muon(
     network: nn.Module, # whose weights are to be trained
     settings, # whatever has a learning_rate and a weight_decay
-    betas: tuple[float, float] = (0.9, 0.999), # of AdamW, for the weights that are no inner matrices
+    betas: tuple[float, float] = (0.9, 0.999), # of AdamW, for the weights that are no inner matrices; above 0
     outer: Sequence[str] = (), # parts of names of weights at the network's ends, beside its first and its last matrix
 ) -> MuonAndNAdamW: # with its state already there, all zero
     "Make Muon (Jordan 2024): matrices move in orthogonal steps as long as AdamW's, so its learning rates serve; everything else has AdamW."
@@ -496,10 +499,11 @@ def muon(
     groups = {use: [p for name, p in network.named_parameters() if p.requires_grad and (name in inner) == use] for use in (True, False)}
     optimiser = MuonAndNAdamW([{'params': groups[True], 'use_muon': True}, {'params': groups[False], 'use_fallback': True}], settings.learning_rate, settings.weight_decay,
                      nesterov=True, normalize_spatial=False, betas=betas)
+    steps = torch.zeros(())  # one count for all that AdamW moves
     for use, weights in groups.items():
         for weight in weights:
             kept = ('momentum_buffer',) if use else ('exp_avg', 'exp_avg_sq')
-            optimiser.state[weight] = {'use_muon': use, **{key: torch.zeros_like(weight) for key in kept}, **({} if use else {'step': torch.zeros((), device=weight.device)})}
+            optimiser.state[weight] = {'use_muon': use, **{key: torch.zeros_like(weight) for key in kept}, **({} if use else {'step': steps})}
     return optimiser
 
 def build_optimiser(

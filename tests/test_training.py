@@ -563,6 +563,7 @@ def test_all_at_once_moves_weights_as_timms_muon_moves_them_one_by_one():
     settings = replace(SMALL, optimiser='muon', learning_rate=.01, weight_decay=.1)
     optimisers = muon(ours, settings, (.8, .95)), muon(theirs, settings, (.8, .95))
     optimisers[1].__class__ = Muon
+    for state in optimisers[1].state.values(): state |= {'step': torch.zeros(())} if 'step' in state else {}  # there each weight counts for itself
     for number in range(3):
         for network in (ours, theirs):
             for i, weight in enumerate(network.parameters()): weight.grad = None if i == 1 else torch.randn(weight.shape, generator=torch.Generator().manual_seed(100 * number + i))
