@@ -19,7 +19,7 @@ from .training import Segmenter, SegmenterSettings
 
 # %% ../nbs/09b_toysegmenters.ipynb #toyseg06
 def toy_settings(
-    steps: int = 480, # optimiser steps
+    steps: int = 560, # optimiser steps
     seed: int = 0, # of weights and batches
     **changes: Any, # of other fields of `SegmenterSettings`
 ) -> SegmenterSettings:
