@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_VALUES', 'IMAGE_SUFFIXES', 'PREDICTIONS', 'MODEL_CARD', 'ONNX_TOLERANCE', 'Inference', 'window_starts', 'slide',
-           'one_pass', 'scaled_size', 'groups', 'mean_of_passes', 'own_way', 'probabilities', 'predict',
-           'show_predictions', 'find_images', 'read_image', 'Predictions', 'claim_folder', 'write_prediction',
-           'predict_files', 'save_pretrained', 'from_pretrained', 'Portable', 'to_onnx']
+           'one_pass', 'scaled_size', 'groups', 'mean_of_passes', 'probabilities', 'predict', 'show_predictions',
+           'find_images', 'read_image', 'Predictions', 'claim_folder', 'write_prediction', 'predict_files',
+           'save_pretrained', 'from_pretrained', 'Portable', 'to_onnx']
 
 # %% ../nbs/09a_inference.ipynb #ea02e11d
 import hashlib
@@ -169,7 +169,7 @@ def mean_of_passes(
     return dense_crf(mean, images.to(mean.device), CRFSettings() if inference.crf is True else inference.crf)
 
 # %% ../nbs/09a_inference.ipynb #2dc11db8
-def own_way(
+def _own_way(
     inference: Inference,
     segmenter: Segmenter,
 ) -> Inference: # with the segmenter's short side, if none was asked for
@@ -182,7 +182,7 @@ def probabilities(
     inference: Inference = Inference(),
 ) -> list[Float32[Tensor, "class h w"]]: # one for each image, at its own size, on the network's device
     "Compute how probable each class is at each pixel."
-    tensors, inference = _readable(images), own_way(inference, segmenter)
+    tensors, inference = _readable(images), _own_way(inference, segmenter)
     out = [None] * len(tensors)
     with torch.inference_mode():
         for numbers, some in groups(tensors, segmenter.class_set.num_classes, inference):
@@ -195,7 +195,7 @@ def predict(
     inference: Inference = Inference(),
 ) -> list[Integer[np.ndarray, "h w"]]: # class ids, uint8 or uint16, one for each image, at its own size
     "Label every pixel of each image with its most probable class."
-    tensors, inference = _readable(images), own_way(inference, segmenter)
+    tensors, inference = _readable(images), _own_way(inference, segmenter)
     out = [None] * len(tensors)
     with torch.inference_mode():
         for numbers, some in groups(tensors, segmenter.class_set.num_classes, inference):
@@ -392,15 +392,23 @@ def from_pretrained(
 
 # %% ../nbs/09a_inference.ipynb #16a86fee
 class Portable(nn.Module):
-    "A segmenter's network from bytes to probabilities, at one size."
-    def __init__(self, network, size):
+    "A segmenter's network from bytes to probabilities, for images of one size."
+    def __init__(self,
+        network: nn.Module,
+        size: tuple[int, int], # height and width of the images, in pixels
+        short_side: int | None, # pixels of the shorter side as the network sees it; None: the images' own
+    ):
         super().__init__()
-        self.network, self.size = network, size
+        self.network, self.size, self.seen = network, size, scaled_size(size, 1., short_side)[1]
 
     def forward(self, images):
-        height, width = self.size
-        x = F.pad(normalise(images), (0, -width % 32, 0, -height % 32), mode='replicate')
-        return self.network(x)[..., :height, :width].softmax(1)
+        height, width = self.seen
+        x = normalise(images)
+        if self.seen != self.size: x = F.interpolate(x, self.seen, mode='bilinear', antialias=True)
+        x = F.pad(x, (0, -width % 32, 0, -height % 32), mode='replicate')
+        logits = self.network(x)[..., :height, :width]
+        if self.seen != self.size: logits = F.interpolate(logits, self.size, mode='bilinear')
+        return logits.softmax(1)
 
 ONNX_TOLERANCE = 1e-3 # largest difference between probabilities of torch and of onnxruntime that is let pass
 
@@ -417,10 +425,10 @@ def to_onnx(
     except ImportError as error: raise ImportError(f"ONNX needs packages that are not here ({error.name}): pip install 'synseg_kit[onnx]'") from error
     network = deepcopy(segmenter.network).to('cpu', torch.float32, memory_format=torch.contiguous_format).eval()
     noise = torch.randint(256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    program = torch.onnx.export(Portable(network, size).eval(), (noise,), input_names=['images'], output_names=['probabilities'],
+    program = torch.onnx.export(Portable(network, size, segmenter.settings.short_side).eval(), (noise,), input_names=['images'], output_names=['probabilities'],
                                 dynamic_shapes={'images': {0: torch.export.Dim('n')}}, dynamo=True, verbose=False)
     program.model.metadata_props.update(classes=json.dumps(segmenter.class_set.labels), class_set=segmenter.class_set.name)
-    torch_says = torch.stack(replace(segmenter, network=network, raw=None, settings=replace(segmenter.settings, precision='fp32')).probabilities(list(noise), short_side=min(size))).numpy()
+    torch_says = torch.stack(replace(segmenter, network=network, raw=None, settings=replace(segmenter.settings, precision='fp32')).probabilities(list(noise))).numpy()
     def write(aside):
         program.save(aside, external_data=False)
         says = onnxruntime.InferenceSession(aside, providers=['CPUExecutionProvider']).run(None, {'images': noise.numpy()})[0]

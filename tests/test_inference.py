@@ -345,6 +345,18 @@ def test_onnx_says_what_torch_says(small, tmp_path, size):
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs pip install 'synseg_kit[onnx]'")
+@pytest.mark.parametrize('short_side', [40, 100])
+def test_onnx_sees_images_as_large_as_the_segmenter_wants_to(small, tmp_path, short_side):
+    import onnxruntime
+    wants = segmenter_of(small.network, settings=replace(small.settings, short_side=short_side))
+    images = torch.stack([to_bytes(picture(66, 80, seed)) for seed in range(3)])
+    said, = onnxruntime.InferenceSession(to_onnx(wants, tmp_path / 'wants.onnx', (66, 80)), providers=['CPUExecutionProvider']).run(None, {'images': images.numpy()})
+    meant = torch.stack(wants.probabilities(list(images))).numpy()
+    np.testing.assert_allclose(said, meant, atol=1e-4)
+    assert np.abs(meant - torch.stack(small.probabilities(list(images))).numpy()).max() > .01  # at their own size it says something else
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs pip install 'synseg_kit[onnx]'")
 def test_onnx_of_a_pair_says_what_the_pair_says(small, tmp_path):
     import onnxruntime
     torch.manual_seed(1)
