@@ -19,12 +19,12 @@ from .training import Segmenter, SegmenterSettings
 
 # %% ../nbs/09b_toysegmenters.ipynb #toyseg06
 def toy_settings(
-    steps: int = 560, # optimiser steps
+    steps: int = 480, # optimiser steps
     seed: int = 0, # of weights and batches
     **changes: Any, # of other fields of `SegmenterSettings`
 ) -> SegmenterSettings:
     "Say how a segmenter of toys is trained."
-    usual = dict(encoder_weights=str(shipped('toy-backbone')), decoder_channels=(128, 64, 48, 32, 16), optimiser='muon', learning_rate=3e-3, ema_decay=.98, short_side=64,
+    usual = dict(encoder_weights=str(shipped('toy-backbone')), encoder_depth=4, decoder_channels=(128, 64, 48, 32), optimiser='muon', learning_rate=3e-3, ema_decay=.98, short_side=64,
                  augmentation=Augmentation(crop=64, scale=(.45, .6), hue=0., colour=.3))
     return SegmenterSettings(steps=steps, seed=seed, **usual | changes)
 
