@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'OBJECTIVES', 'START', 'DATASET_COMMANDS', 'even_help', 'Parser', 'objects_range', 'assignment', 'positive',
-           'block_size', 'magnifications', 'pixels', 'choose_device', 'caption_prompts', 'make_prompts', 'generate',
-           'generate_with_workers', 'add_generate', 'add_device', 'finish', 'train', 'add_train', 'inference_of',
-           'add_inference', 'open_benchmark', 'evaluate', 'scorecard_text', 'add_evaluate', 'predict', 'add_predict',
-           'export', 'add_export', 'render', 'add_render', 'read_changes', 'choose_set', 'add_parameters', 'run',
-           'add_run', 'seeds_list', 'sweep', 'add_sweep', 'results', 'results_of_runs', 'results_of_benchmarks',
-           'add_results', 'words', 'words_text', 'add_words', 'explore', 'open_studio', 'show', 'add_serving',
-           'add_explore', 'notebooks_of', 'lab', 'add_lab', 'open_any', 'add_source', 'check', 'add_check', 'pack',
-           'add_pack', 'unpack', 'add_unpack', 'merge', 'add_merge', 'part', 'split', 'add_split', 'statistics',
-           'add_statistics', 'build_parser', 'explain', 'main']
+           'share', 'block_size', 'magnifications', 'pixels', 'choose_device', 'caption_prompts', 'make_prompts',
+           'generate', 'generate_with_workers', 'add_generate', 'add_device', 'finish', 'train', 'add_train',
+           'inference_of', 'add_inference', 'open_benchmark', 'evaluate', 'scorecard_text', 'add_evaluate', 'predict',
+           'add_predict', 'relabel', 'add_relabel', 'export', 'add_export', 'render', 'add_render', 'read_changes',
+           'choose_set', 'add_parameters', 'run', 'add_run', 'seeds_list', 'sweep', 'add_sweep', 'results',
+           'results_of_runs', 'results_of_benchmarks', 'add_results', 'words', 'words_text', 'add_words', 'explore',
+           'open_studio', 'show', 'add_serving', 'add_explore', 'notebooks_of', 'lab', 'add_lab', 'open_any',
+           'add_source', 'check', 'add_check', 'pack', 'add_pack', 'unpack', 'add_unpack', 'merge', 'add_merge', 'part',
+           'split', 'add_split', 'statistics', 'add_statistics', 'build_parser', 'explain', 'main']
 
 # %% ../nbs/14_cli.ipynb #dd2ca689
 import argparse
@@ -75,6 +75,16 @@ def positive(
     """Read a number of things."""
     if not text.isdecimal() or int(text) < 1: raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1 on')
     return int(text)
+
+
+def share(
+    text: str,  # a number
+) -> float:  # from 0 to 1
+    """Read a share of something."""
+    try: value = float(text)
+    except ValueError: value = -1.
+    if not 0 <= value <= 1: raise argparse.ArgumentTypeError(f'{text!r} is not a number from 0 to 1')
+    return value
 
 
 def block_size(
@@ -432,6 +442,35 @@ goes on with the images that have no mask yet.''', epilog='''examples:
     add_inference(parser)
     add_device(parser)
     finish(parser, predict)
+
+# %% ../nbs/14_cli.ipynb #relabel01
+def relabel(arguments: argparse.Namespace) -> None:
+    """Give a dataset second opinions for masks."""
+    from synseg_kit.datasets import SyntheticFolder
+    from synseg_kit.inference import from_pretrained
+    from synseg_kit.second_look import relabel as look_again
+    made = look_again(SyntheticFolder(arguments.data), from_pretrained(arguments.model, choose_device(arguments.device)), arguments.out, inference_of(arguments), arguments.weight)
+    print(f'{len(made)} images with second opinions in {arguments.out}')
+
+
+def add_relabel(commands: Any) -> None:
+    """Describe `synseg relabel`."""
+    parser = commands.add_parser('relabel', help='correct the masks of a synthetic dataset by a segmenter', description='''Label the images of a
+synthetic dataset again, with a segmenter that learned from its masks: chance mistakes of single masks have averaged out in it. Only
+classes that an image's prompt names can be there, and the first mask has a share of the vote. The new dataset has the same images,
+names and prompts. Stopped and started again, it goes on.''', epilog='''examples:
+  synseg train --data runs/toy --out runs/first --objective co_training
+  synseg relabel runs/toy runs/first --out runs/toy-2 --flip
+      the images of runs/toy with better masks
+  synseg train --data runs/toy-2 --out runs/second
+      and a segmenter that learns from them''')
+    parser.add_argument('data', type=Path, metavar='DATA', help='finished synthetic dataset')
+    parser.add_argument('model', metavar='MODEL', help='what `synseg train` wrote')
+    parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='dataset to write, or to go on with')
+    parser.add_argument('--weight', type=share, default=.3, metavar='SHARE', help="of the first mask's label in the vote, 0 to 1 (default: 0.3)")
+    add_inference(parser)
+    add_device(parser)
+    finish(parser, relabel)
 
 # %% ../nbs/14_cli.ipynb #c41f8f23
 def export(arguments: argparse.Namespace) -> None:
@@ -1071,7 +1110,7 @@ or all of it, with baselines and a report, in one:
 `synseg COMMAND --help` explains each, with examples.''')
     parser.add_argument('--version', action='version', version=f'synseg_kit {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True, parser_class=Parser)
-    for add in (add_generate, add_train, add_evaluate, add_predict, add_export, add_render, add_run, add_sweep, add_results, add_words, add_explore, add_lab, *DATASET_COMMANDS): add(commands)
+    for add in (add_generate, add_train, add_evaluate, add_predict, add_relabel, add_export, add_render, add_run, add_sweep, add_results, add_words, add_explore, add_lab, *DATASET_COMMANDS): add(commands)
     return parser
 
 

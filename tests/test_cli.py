@@ -18,7 +18,7 @@ from tiny import tiny_pipeline
 from synseg_kit import cli
 from synseg_kit.toyworld import shipped
 
-COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'export', 'render', 'run', 'sweep', 'results', 'words', 'explore', 'lab', 'check', 'pack', 'unpack', 'merge', 'split', 'statistics')
+COMMANDS = ('generate', 'train', 'evaluate', 'predict', 'relabel', 'export', 'render', 'run', 'sweep', 'results', 'words', 'explore', 'lab', 'check', 'pack', 'unpack', 'merge', 'split', 'statistics')
 
 
 def synseg(*arguments, folder=None):
@@ -103,6 +103,8 @@ def test_version(capsys):
     (('predict', 'missing', 'images'), 'the following arguments are required: --out'),
     (('predict', 'missing', 'images', '--out', 'x'), 'there is no file or folder images'),
     (('predict', 'missing', str(shipped('toy-sd').parent), '--out', 'x'), 'holds no images'),
+    (('relabel', 'data', 'model', '--out', 'x', '--weight', '2'), "'2' is not a number from 0 to 1"),
+    (('relabel', 'missing', 'model', '--out', 'x'), 'missing is not a synthetic dataset'),
     (('export', 'missing', '--onnx', 'x.onnx'), 'missing is not a saved segmenter'),
     (('export', 'run/missing', '--onnx', 'x.onnx'), 'run/missing is neither a folder nor a segmenter on the hub'),
     (('export', str(shipped('toy-oracle/objects')), '--onnx', 'x.pt'), 'x.pt should end in .onnx'),
