@@ -8,7 +8,7 @@ __all__ = ['ONCE', 'second_opinion', 'fingerprint', 'relabel']
 # %% ../nbs/09c_second_look.ipynb #look2-04
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,7 @@ def relabel(
     classes = dataset.class_set
     if (own := segmenter.class_set.labels) != classes.labels: raise ValueError(f'the segmenter knows {", ".join(map(str, own))}, {dataset.root} has {", ".join(map(str, classes.labels))}; take one that was trained on these classes')
     made = {key: value for key, value in dataset.about.items() if key not in ('format', 'class_set', 'count', 'block_size')}
-    about = made | {'second_look': {'segmenter': fingerprint(segmenter), 'objective': segmenter.objective, 'weight': weight, 'inference': asdict(inference)}}
+    about = made | {'second_look': {'segmenter': fingerprint(segmenter), 'objective': segmenter.objective, 'weight': weight, 'inference': asdict(replace(inference, batch_size=16))}}  # how many go through the network at once changes no label
     by_block = {}
     for i, line in enumerate(dataset.metadata): by_block.setdefault(line['block'], []).append(i)
     with SampleWriter(folder, classes, dataset.about['count'], dataset.about['block_size'], about) as writer:
@@ -83,9 +83,9 @@ def relabel(
 
 def _look_again(dataset, members, block, segmenter, inference, weight):
     "A block of the new dataset."
-    examples, files, lines = [dataset[i] for i in members], {}, [dataset.metadata[i] for i in members]
+    examples, files, prompts, lines = [dataset[i] for i in members], {}, dataset.prompts, [dataset.metadata[i] for i in members]
     for i, example, line, chances in zip(members, examples, lines, probabilities(segmenter, [example.image for example in examples], inference) if examples else []):
         mask = second_opinion(chances, example, line['class_ids'], dataset.class_set, weight)
-        files |= encode_sample(name_of(line), Sample(example.image, mask, dataset.prompts[i], line['seed']), dataset.class_set)
+        files |= encode_sample(name_of(line), Sample(example.image, mask, prompts[i], line['seed']), dataset.class_set)
         files[line['file_name']] = Path(dataset.images[i]).read_bytes()  # what was encoded once is not encoded again
     return EncodedBlock(block, files, lines)
