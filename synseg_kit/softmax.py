@@ -119,7 +119,7 @@ def _prepare(query, key, scale, mask):
     "Bring the inputs of a softmax to float32 (or better), with the scale in the keys and the mask as a bias."
     precise = torch.promote_types(query.dtype, torch.float32)
     bias = None if mask is None else _as_bias(mask, precise).expand(len(query), -1, -1, key.shape[-2])
-    return query.to(precise), key.to(precise) * (query.shape[-1] ** -.5 if scale is None else scale), bias
+    return query.contiguous().to(precise), key.to(precise) * (query.shape[-1] ** -.5 if scale is None else scale), bias  # heads come interleaved, which a product would have to undo in 32 bits
 
 
 def _as_bias(mask, dtype):
