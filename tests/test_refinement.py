@@ -108,13 +108,25 @@ def test_position_alone_is_exact():
 
 def test_the_bilateral_filter_is_symmetric_and_near_the_kernel():
     probabilities, images = scene(30, 41)
-    fast = refinement._BilateralFilter(images[0].float() / 255, CRFSettings(bilateral_sigma=15.))(torch.eye(30 * 41))
+    fast = refinement._BilateralFilter(images[:1].float() / 255, CRFSettings(bilateral_sigma=15.))(torch.eye(30 * 41))
     assert torch.allclose(fast, fast.T, atol=1e-5)
     y, x = torch.meshgrid(torch.arange(30.), torch.arange(41.), indexing='ij')
     features = torch.cat([torch.stack([y, x]).flatten(1) / 15, images[0].flatten(1) / 13]).T.double()
     exact, maps = refinement._normalised_kernel(features).float(), probabilities[0].flatten(1).T
     assert (fast - exact).norm() < .08 * exact.norm()
     assert ((fast - exact) @ maps).abs().mean() < .02 * (exact @ maps).abs().mean()
+
+
+def test_pictures_know_nothing_of_each_other(monkeypatch):
+    """Refined together they are, bit for bit, what they are alone; also where one has five colours and another hundreds."""
+    probabilities, images = scene(40, 52, (0, 1, 2))
+    images[1] = 128
+    images[1, :, :12, :9], images[1, 0, 30:] = 20, 250
+    settings = CRFSettings(bilateral_sigma=15., num_colours=64)
+    together = dense_crf(probabilities, images, settings)
+    monkeypatch.setattr(refinement, 'TOGETHER', (1, 1))
+    assert torch.equal(together, dense_crf(probabilities, images, settings))
+    assert all(torch.equal(together[i:i + 1], dense_crf(probabilities[i:i + 1], images[i:i + 1], settings)) for i in range(3))
 
 
 def test_a_lone_colour_keeps_its_own_pull():
