@@ -1647,6 +1647,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'synseg_kit.runs.expectations': ('runs.html#expectations', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.find_run': ('runs.html#find_run', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.hardware': ('runs.html#hardware', 'synseg_kit/runs.py'),
+                                 'synseg_kit.runs.kept_entries': ('runs.html#kept_entries', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.one_line': ('runs.html#one_line', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.parameters_of': ('runs.html#parameters_of', 'synseg_kit/runs.py'),
                                  'synseg_kit.runs.parse_value': ('runs.html#parse_value', 'synseg_kit/runs.py'),

@@ -8,8 +8,8 @@ __all__ = ['TYPES', 'FILLED_IN', 'PACKAGES', 'TEXT_BARS', 'KERNEL', 'COSTS', 'WO
            'RunNotebook', 'run_names', 'find_run', 'read_run', 'read_parameter_file', 'versions', 'commit',
            'processor_name', 'hardware', 'peak_memory_gb', 'Stopwatch', 'to_plain', 'write_json', 'parameters_of',
            'write_result', 'read_result', 'RunFailed', 'with_values', 'LiveText', 'execute', 'describe_failure', 'run',
-           'summarise', 'source_hash', 'results_folder', 'write_bench', 'BenchResult', 'read_bench', 'read_results',
-           'stale_results', 'Expectations', 'expectations']
+           'summarise', 'source_hash', 'results_folder', 'write_bench', 'BenchResult', 'read_bench', 'kept_entries',
+           'read_results', 'stale_results', 'Expectations', 'expectations']
 
 # %% ../nbs/13_runs.ipynb #899c6d62
 import ast
@@ -547,6 +547,16 @@ def read_bench(
     except FileNotFoundError:
         stale = True
     return BenchResult(path.stem, path, content, stale)
+
+
+def kept_entries(
+    name: str,  # of the benchmark
+    keep: Callable[[Mapping[str, Any]], bool],  # says of an entry whether it stays
+    folder: Path | str | None = None,  # None is nbs/bench/results
+) -> list[dict]:  # empty where nothing was measured yet
+    """Read what an earlier run of a benchmark measured and this one does not, such as what needs a GPU."""
+    path = Path(folder or results_folder()) / f'{name}.json'
+    return [entry for entry in read_bench(path).content['entries'] if keep(entry)] if path.is_file() else []
 
 
 def read_results(

@@ -115,10 +115,11 @@ def build_autoencoder() -> AutoencoderKL:
                          layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=4, mid_block_add_attention=False, sample_size=128, scaling_factor=1.)
 
 
-def to_pixels(images: np.ndarray  # uint8 [image, height, width, 3]
+def to_pixels(images: np.ndarray,  # uint8 [image, height, width, 3]
+              device: str | torch.device = 'cpu'  # where they are wanted
               ) -> Float[Tensor, "image 3 height width"]:  # -1 .. 1
     "Bring uint8 images to the range the autoencoder works in."
-    return torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 # %% ../nbs/03e_toymodels.ipynb #bff8aa01
 class PatchCode(NamedTuple):
@@ -153,7 +154,7 @@ def autoencoder_loss(autoencoder: AutoencoderKL, code: PatchCode,
     target = code(images)
     latents = autoencoder.encode(images).latent_dist.mean.float()
     seen = target if warm_up else latents
-    painted = autoencoder.decode(seen + .05 * torch.randn(seen.shape, generator=generator)).sample.float()
+    painted = autoencoder.decode(seen + .05 * torch.randn(seen.shape, generator=generator).to(seen)).sample.float()
     parts = dict(pixel=(painted - images).abs().mean(), edge=sum((painted.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (2, 3)),
                  code=((latents - target).square() / code.variance[:, None, None]).mean())
     return dict(loss=parts['pixel'] + .5 * parts['edge'] + (.3 if warm_up else .03) * parts['code'], **parts)
@@ -220,7 +221,7 @@ def repaint(pipe: StableDiffusionPipeline,  # the toy generator
     noiser, scale, generator, painted = DDPMScheduler.from_config(pipe.scheduler.config), pipe.vae.config.scaling_factor, torch.Generator().manual_seed(seed), []
     for first in range(0, len(images), batch_size):
         batch, levels = slice(first, first + batch_size), torch.as_tensor(timesteps[first:first + batch_size])
-        latents = scale * pipe.vae.encode(to_pixels(images[batch]).to(pipe.device)).latent_dist.mean
+        latents = scale * pipe.vae.encode(to_pixels(images[batch], pipe.device)).latent_dist.mean
         noised = noiser.add_noise(latents, torch.randn(latents.shape, generator=generator).to(latents), levels)
         noisy = levels.nonzero().flatten()  # the others need no denoiser
         if len(noisy):
