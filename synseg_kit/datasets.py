@@ -9,11 +9,11 @@ __all__ = ['PALETTE_VOID', 'RGB_VOID', 'AUGMENTED_SPLITS', 'OFFICIAL_COUNTS', 'A
            'with_void', 'open_picture', 'check_layout', 'refuse_unpaired', 'Examples', 'LabelledFolder',
            'find_voc_root', 'read_split', 'VOCFolder', 'ImageNetSFolder', 'table_labels', 'CityscapesFolder',
            'RenderedDataset', 'run_lengths', 'coco_pieces', 'write_coco', 'Labelled', 'Sample', 'sample_name',
-           'other_mask_file', 'encode_picture', 'encode_sample', 'write_sample', 'sample_line', 'name_of',
-           'encode_block', 'model_licence', 'card_models', 'card_making', 'dataset_card', 'SampleWriter', 'read_lines',
-           'SyntheticFolder', 'ReliabilityMap', 'Augmentation', 'RandomScaledCrop', 'colour_matrix', 'ColourJitter',
-           'build_transform', 'to_tensors', 'augment', 'Batch', 'number_seed', 'collate', 'draw_order', 'Draws',
-           'batches', 'count_pixels']
+           'other_mask_file', 'encode_picture', 'encode_masks', 'encode_sample', 'write_sample', 'sample_line',
+           'name_of', 'encode_block', 'model_licence', 'card_models', 'card_making', 'dataset_card', 'SampleWriter',
+           'read_lines', 'SyntheticFolder', 'ReliabilityMap', 'Augmentation', 'RandomScaledCrop', 'colour_matrix',
+           'ColourJitter', 'build_transform', 'to_tensors', 'augment', 'Batch', 'number_seed', 'collate', 'draw_order',
+           'Draws', 'batches', 'count_pixels']
 
 # %% ../nbs/06_datasets.ipynb #ff2a33d7
 import io
@@ -444,18 +444,25 @@ def encode_picture(
     image.save(memory, format, **options)
     return memory.getvalue()
 
+def encode_masks(
+    name: str, # of the sample, as `sample_name` gives it
+    mask: Labelled,
+    class_set: ClassSet, # what the labels mean
+) -> dict[str, bytes]: # path in the dataset -> content
+    "Make the files of a mask and its reliability."
+    reliability = np.rint(np.asarray(mask.reliability) * 255)
+    if not (reliability.min() >= 0 and reliability.max() <= 255): raise ValueError(f'sample {name}: reliability must be from 0 to 1; got {reliability.min() / 255:.3g} to {reliability.max() / 255:.3g}')
+    return {SAMPLE_FILES['mask_file_name'].format(name): encode_picture(encode_labels(mask.labels, class_set), 'PNG'), SAMPLE_FILES['reliability_file_name'].format(name): encode_picture(Image.fromarray(reliability.astype(np.uint8)), 'PNG')}
+
 def encode_sample(
     name: str, # as `sample_name` gives it
     sample: Sample,
     class_set: ClassSet, # what the labels mean
 ) -> dict[str, bytes]: # path in the dataset -> content
     "Make the files of a sample; the same sample gives the same bytes."
-    reliability = np.rint(np.asarray(sample.mask.reliability) * 255)
-    if not (reliability.min() >= 0 and reliability.max() <= 255): raise ValueError(f'sample {name}: reliability must be from 0 to 1; got {reliability.min() / 255:.3g} to {reliability.max() / 255:.3g}')
-    contents = (encode_picture(sample.image, 'JPEG', quality=95, subsampling='4:4:4'), encode_picture(encode_labels(sample.mask.labels, class_set), 'PNG'),
-                encode_picture(Image.fromarray(reliability.astype(np.uint8)), 'PNG'))
+    masks = encode_masks(name, sample.mask, class_set)
     others = {other_mask_file(recipe, name): encode_picture(encode_labels(mask.labels, class_set), 'PNG') for recipe, mask in sample.others.items()}
-    return {pattern.format(name): content for pattern, content in zip(SAMPLE_FILES.values(), contents)} | others
+    return {SAMPLE_FILES['file_name'].format(name): encode_picture(sample.image, 'JPEG', quality=95, subsampling='4:4:4')} | masks | others
 
 def write_sample(
     folder: Path, # the dataset, or a folder beside it

@@ -9,7 +9,6 @@ __all__ = ['MOST_VALUES', 'IMAGE_SUFFIXES', 'PREDICTIONS', 'MODEL_CARD', 'ONNX_T
            'save_pretrained', 'from_pretrained', 'Portable', 'to_onnx']
 
 # %% ../nbs/09a_inference.ipynb #ea02e11d
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -275,10 +274,7 @@ def claim_folder(
     inference: Inference,
 ) -> None:
     "Check that a folder is ours to write into, and say in it what it holds."
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in segmenter.network.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    about = json.loads(json.dumps({'format': 1, 'segmenter': digest.hexdigest(), 'class_set': asdict(segmenter.class_set), 'inference': asdict(replace(inference, batch_size=16))}))
+    about = json.loads(json.dumps({'format': 1, 'segmenter': segmenter.fingerprint, 'class_set': asdict(segmenter.class_set), 'inference': asdict(replace(inference, batch_size=16))}))
     if folder.exists() and not folder.is_dir(): raise NotADirectoryError(f'{folder} is a file; name a folder')
     if (known := folder / PREDICTIONS).is_file():
         there = json.loads(known.read_text(encoding='utf-8')).get('about', {})

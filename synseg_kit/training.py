@@ -15,6 +15,7 @@ __all__ = ['MASK2FORMER', 'OPTIMISERS', 'SCHEDULES', 'MEMBER', 'HEADS', 'SHAPED_
 # %% ../nbs/09_training.ipynb #85db6b5d
 import atexit
 import difflib
+import hashlib
 import json
 import os
 import time
@@ -317,6 +318,13 @@ class Segmenter:
     ) -> list[np.ndarray]: # class ids [h, w], uint8 or uint16, one for each image, at its own size
         "Label every pixel of each image with its most probable class."
         return [logits.argmax(0).cpu().numpy().astype(self.class_set.dtype) for logits in _logits_in_order(self, images, batch_size, short_side)]
+
+    @property
+    def fingerprint(self) -> str: # 32 hexadecimal digits
+        "Tell segmenters apart by their weights."
+        digest = hashlib.blake2b(digest_size=16)
+        for name, weight in self.network.state_dict().items(): digest.update(name.encode() + weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def last(self) -> 'Segmenter': # with the weights of the last step

@@ -13,7 +13,7 @@ from synseg_kit.evaluation import load_oracle, score_pseudo_masks
 from synseg_kit.inference import Inference
 from synseg_kit.masks import PseudoMask
 from synseg_kit.prompts import find_mentions
-from synseg_kit.second_look import fingerprint, relabel, second_opinion
+from synseg_kit.second_look import relabel, second_opinion
 from synseg_kit.toyworld import render, shipped
 
 TOYS = toy_objects()
@@ -55,7 +55,7 @@ def test_all_but_the_masks_stays(first, segmenter, tmp_path):
     second = relabel(first, segmenter, tmp_path / 'second', progress=False)
     assert second.names == first.names and second.metadata == first.metadata and second.prompts == first.prompts
     assert [Path(file).read_bytes() for file in second.images] == [Path(file).read_bytes() for file in first.images]
-    assert second.about['settings'] == first.about['settings'] and second.about['second_look']['segmenter'] == fingerprint(segmenter)
+    assert second.about['settings'] == first.about['settings'] and second.about['second_look']['segmenter'] == segmenter.fingerprint
     assert cli.main(['check', str(second.root)]) == 0
 
 
@@ -78,9 +78,9 @@ def test_a_segmenter_of_other_classes_is_refused(first, tmp_path):
 
 def test_fingerprints_tell_weights_apart(segmenter):
     other = load_oracle('objects')
-    assert fingerprint(other) == fingerprint(segmenter)
+    assert other.fingerprint == segmenter.fingerprint
     with torch.no_grad(): next(other.network.parameters()).add_(1)
-    assert fingerprint(other) != fingerprint(segmenter)
+    assert other.fingerprint != segmenter.fingerprint
 
 
 def test_opinions_do_not_depend_on_the_order_of_classes():
