@@ -124,7 +124,7 @@ def test_pictures_know_nothing_of_each_other(monkeypatch):
     images[1, :, :12, :9], images[1, 0, 30:] = 20, 250
     settings = CRFSettings(bilateral_sigma=15., num_colours=64)
     together = dense_crf(probabilities, images, settings)
-    monkeypatch.setattr(refinement, 'TOGETHER', (1, 1))
+    monkeypatch.setattr(refinement, 'AT_ONCE', 1)
     assert torch.equal(together, dense_crf(probabilities, images, settings))
     assert all(torch.equal(together[i:i + 1], dense_crf(probabilities[i:i + 1], images[i:i + 1], settings)) for i in range(3))
 
