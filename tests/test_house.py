@@ -118,6 +118,17 @@ def test_run_notebooks_are_committed_without_outputs(root):
         assert sum('parameters' in cell['metadata'].get('tags', []) for cell in cells) == 1, path.name
 
 
+def test_pages_are_committed_with_the_pictures_they_draw(root):
+    """The docs show outputs as they are stored: whoever edits a page by hand runs it again and keeps them."""
+    empty = []
+    for path in [*(root / 'nbs').glob('*.ipynb'), *(root / 'nbs/tutorials').glob('*.ipynb')]:
+        for number, cell in enumerate(json.loads(path.read_text(encoding='utf-8'))['cells']):
+            last = ''.join(cell['source']).rstrip().rstrip(';').rpartition('\n')[2]
+            draws = cell['cell_type'] == 'code' and (last in ('figure', 'fig', 'page') or last.startswith('show_'))
+            if draws and not cell['outputs']: empty.append(f'{path.name}, cell {number}: {last}')
+    assert not empty, empty
+
+
 def test_importing_cells_only_import(root):
     for path in notebooks(root):
         for cell in json.loads(path.read_text())['cells']:
