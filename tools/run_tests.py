@@ -98,16 +98,16 @@ def arguments_for(path, folder):
     return [BIN / 'nbdev-test', path, '--n-workers', '0']
 
 
-def become(arguments, said):
-    """Be `python ARGUMENTS` in a process that was started for it; what it says goes to a file."""
+def become(arguments, said, root):
+    """Be `python ARGUMENTS` in a process that was started for it, at home in a folder; what it says goes to a file."""
     with open(said, 'w') as file:
         for stream in (1, 2): os.dup2(file.fileno(), stream)
-    os.chdir(ROOT)
+    os.chdir(root)
     sys.dont_write_bytecode = False
     module, *rest = (str(part) for part in arguments)
     try:
         if module == '-m':
-            sys.argv, sys.path[0] = rest, str(ROOT)
+            sys.argv, sys.path[0] = rest, str(root)
             runpy.run_module(rest[0], run_name='__main__', alter_sys=True)
         else:
             sys.argv, sys.path[0] = [module, *rest], str(Path(module).parent)
@@ -134,7 +134,7 @@ def run_all(paths, context):
                 path, place = waiting.popleft(), Path(folder, str(len(waiting)))
                 place.mkdir()
                 (place / 'said').touch()
-                process = (multiprocessing.get_context('spawn') if path in fresh else context).Process(target=become, args=(arguments_for(path, place), place / 'said'))
+                process = (multiprocessing.get_context('spawn') if path in fresh else context).Process(target=become, args=(arguments_for(path, place), place / 'said', ROOT))
                 process.start()
                 running[process.sentinel] = path, place, process, time.perf_counter()
             for sentinel in wait(list(running)):
