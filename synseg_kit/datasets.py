@@ -452,7 +452,8 @@ def encode_masks(
     "Make the files of a mask and its reliability."
     reliability = np.rint(np.asarray(mask.reliability) * 255)
     if not (reliability.min() >= 0 and reliability.max() <= 255): raise ValueError(f'sample {name}: reliability must be from 0 to 1; got {reliability.min() / 255:.3g} to {reliability.max() / 255:.3g}')
-    return {SAMPLE_FILES['mask_file_name'].format(name): encode_picture(encode_labels(mask.labels, class_set), 'PNG'), SAMPLE_FILES['reliability_file_name'].format(name): encode_picture(Image.fromarray(reliability.astype(np.uint8)), 'PNG')}
+    pictures = {'mask_file_name': encode_labels(mask.labels, class_set), 'reliability_file_name': Image.fromarray(reliability.astype(np.uint8))}
+    return {SAMPLE_FILES[key].format(name): encode_picture(picture, 'PNG') for key, picture in pictures.items()}
 
 def encode_sample(
     name: str, # as `sample_name` gives it

@@ -65,14 +65,14 @@ def relabel(
     if (own := segmenter.class_set.labels) != classes.labels: raise ValueError(f'the segmenter knows {", ".join(map(str, own))}, {dataset.root} has {", ".join(map(str, classes.labels))}; take one that was trained on these classes')
     made = {key: value for key, value in dataset.about.items() if key not in ('format', 'class_set', 'count', 'block_size')}
     about = made | {'second_look': {'segmenter': segmenter.fingerprint, 'objective': segmenter.objective, 'weight': weight, 'inference': asdict(replace(inference, batch_size=16))}}  # how many go through the network at once changes no label
-    by_block, prompts = {}, dataset.prompts
+    by_block = {}
     for i, line in enumerate(dataset.metadata): by_block.setdefault(line['block'], []).append(i)
     with SampleWriter(folder, classes, dataset.about['count'], dataset.about['block_size'], about) as writer:
         for block in tqdm(writer.missing, 'a second look', unit='block', disable=not progress):
-            writer.commit(_look_again(dataset, by_block.get(block, []), prompts, block, segmenter, inference, weight))
+            writer.commit(_look_again(dataset, by_block.get(block, []), block, segmenter, inference, weight))
         return writer.finish()
 
-def _look_again(dataset, members, prompts, block, segmenter, inference, weight):
+def _look_again(dataset, members, block, segmenter, inference, weight):
     "A block of the new dataset."
     examples, files, lines = [dataset[i] for i in members], {}, [dataset.metadata[i] for i in members]
     for i, example, line, chances in zip(members, examples, lines, probabilities(segmenter, [example.image for example in examples], inference) if examples else []):
