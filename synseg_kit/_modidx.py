@@ -1431,6 +1431,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'synseg_kit/refinement.py'),
                                        'synseg_kit.refinement._palette': ('refinement.html#_palette', 'synseg_kit/refinement.py'),
                                        'synseg_kit.refinement._parts': ('refinement.html#_parts', 'synseg_kit/refinement.py'),
+                                       'synseg_kit.refinement._places': ('refinement.html#_places', 'synseg_kit/refinement.py'),
                                        'synseg_kit.refinement._renumber': ('refinement.html#_renumber', 'synseg_kit/refinement.py'),
                                        'synseg_kit.refinement._resize': ('refinement.html#_resize', 'synseg_kit/refinement.py'),
                                        'synseg_kit.refinement._self_similarity': ( 'refinement.html#_self_similarity',

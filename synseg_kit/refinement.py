@@ -97,7 +97,6 @@ def _mean_field(probabilities, kernels, iterations):
         beliefs = settle(logits)
     return beliefs.view(pictures, -1, guesses * classes).mT.reshape(probabilities.shape)
 
-
 # %% ../nbs/05a_refinement.ipynb #8c2c2e91
 def _normalised_kernel(features):
     "Every pair's kernel, normalised symmetrically: [pixel, pixel]."
@@ -139,7 +138,6 @@ class _PositionFilter:
         blurred = F.conv2d(blurred, self.taps.view(1, 1, 1, -1).expand(count, 1, 1, -1), padding=(0, self.reach), groups=count)
         return (blurred.permute(0, 2, 3, 1) * scale).reshape(-1, count)
 
-
 # %% ../nbs/05a_refinement.ipynb #5372fc85
 class _Sparse:
     "A matrix [row, cell] with equally many entries in each row."
@@ -176,7 +174,7 @@ MOST_SHADES, FAR = 2 ** 14, 1e3  # that the palette is chosen among; in sigmas, 
 
 def _renumber(keys, most):
     "Number the keys that occur, in their order, from 0: each key's number, and the keys; keys are below `most`."
-    if most > 2 ** 26: return keys.unique(return_inverse=True)[::-1]
+    if most > 16 * keys.numel(): return keys.unique(return_inverse=True)[::-1]  # a table would be mostly empty
     occurs = torch.zeros(most, dtype=torch.bool, device=keys.device)
     occurs[keys.flatten()] = True
     return (occurs.cumsum(0) - 1)[keys], occurs.nonzero()[:, 0]
@@ -189,19 +187,23 @@ def _shades(pictures, size):
     counts = shade.flatten().bincount(minlength=len(keys)).to(pictures)
     return shade, keys // base ** 3, pictures.new_zeros(len(keys), 3).index_add_(0, shade.flatten(), pictures.mT.reshape(-1, 3)) / counts[:, None], counts
 
-def _in_rows(owner, values, blank=0.):
-    "Give each picture a row [b, place, ...] for the values of its shades; also how many there are, and each shade's place."
-    counts = owner.bincount()
-    place = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
-    rows = values.new_full((len(counts), int(counts.amax()), *values.shape[1:]), blank)
+def _places(owner):
+    "Tell how many shades each picture has, and each shade's place among those of its picture."
+    held = owner.bincount()
+    return held, torch.arange(len(owner), device=owner.device) - (held.cumsum(0) - held)[owner]
+
+def _in_rows(values, owner, held, place):
+    "Give each picture a row [b, place, ...] for the values of its shades, with zeros at the end."
+    rows = values.new_zeros(len(held), int(held.amax()), *values.shape[1:])
     rows[owner, place] = values
-    return rows, counts, place
+    return rows
 
 def _palette(shades, owner, counts, size):
     "Choose colours that stand for all shades of each picture, [b, colour, 3]; where a picture has too few, the last ones are far away."
-    _, held, place = _in_rows(owner, counts)
+    held, place = _places(owner)
     kept = place % -(-held // MOST_SHADES)[owner] == 0
-    (some, held, _), (counts, _, _) = (_in_rows(owner[kept], values[kept]) for values in (shades, counts))
+    held, place = _places(owner[kept])
+    some, counts = (_in_rows(values[kept], owner[kept], held, place) for values in (shades, counts))
     pull, channels, number = counts ** .25, some.mT.contiguous(), torch.arange(len(some), device=some.device)
     distance, chosen = torch.full_like(pull, torch.inf), [pull.argmax(1)]
     for _ in range(min(size, some.shape[1]) - 1):
@@ -217,7 +219,6 @@ def _palette(shades, owner, counts, size):
         palette = torch.where(members > 0, means, palette.flatten(0, 1)).view_as(palette)
     return palette
 
-
 # %% ../nbs/05a_refinement.ipynb #b595f40f
 NEAREST = 6  # colours of the palette that a shade takes from
 
@@ -225,8 +226,8 @@ def _alike(differences): return torch.exp(-.5 * differences.square().sum(-1))
 
 def _kriging(shades, owner, palette):
     "Tell shades by the palettes of their pictures, both over the colour's sigma: nearest colours and weights, [shade, nearest]."
-    rows, _, place = _in_rows(owner, shades)
-    count = min(NEAREST, palette.shape[1])
+    held, place = _places(owner)
+    rows, count = _in_rows(shades, owner, held, place), min(NEAREST, palette.shape[1])
     near = torch.cat([torch.cdist(some, palette).topk(count, largest=False).indices for some in rows.split(MOST_SHADES, 1)], 1)[owner, place]
     colours = palette[owner[:, None], near]
     among = _alike(colours[:, :, None] - colours[:, None]) + 1e-4 * torch.eye(count, device=shades.device)  # equal colours stay solvable
@@ -235,7 +236,6 @@ def _kriging(shades, owner, palette):
     weights, level = torch.linalg.solve(among, torch.stack([to_shade, exists], -1)).unbind(-1)
     known = (weights * to_shade).sum(1, keepdim=True).clamp(0, 1).sqrt()  # length of what they tell, of 1
     return near, weights + level * (known * (1 - weights.sum(1, keepdim=True)) / level.sum(1, keepdim=True))
-
 
 # %% ../nbs/05a_refinement.ipynb #d11fa4b8
 MOST_CELLS, MOST_VALUES = 2 ** 27, 2 ** 26  # places times colours that are accepted; numbers that are held at once
@@ -282,7 +282,6 @@ class _BilateralFilter:
         values = rows @ values.view(alike.shape[:2].numel(), len(rows), -1)
         values = columns @ values.view(alike.shape[:2].numel() * len(rows), len(columns), -1)
         return self.pixels.slice(self.pairs.slice(values.view(-1, maps.shape[1]))).addcmul_(self.lost, maps)
-
 
 # %% ../nbs/05a_refinement.ipynb #9371d5bc
 AT_ONCE = 2 ** 16  # pixels of pictures that are refined together
