@@ -34,7 +34,7 @@ MAKERS = {'scores': 'read', 'labels': 'choose', 'margin': 'choose'}  # what a dr
 @dataclass(frozen=True, eq=False)
 class Draft:
     "Masks in the making: what one step hands to the next."
-    trace: Trace
+    trace: Trace | None  # None: the scores come from elsewhere, and no step may read it
     which: Sequence[int]  # the trace's images that are in the making
     class_ids: Sequence[Sequence[int]]  # per image, the ids of its classes, rising; equally many
     images: Float[Tensor, "b 3 H W"]  # 0 to 1

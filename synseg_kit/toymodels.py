@@ -202,9 +202,11 @@ def save_halves(pipe: StableDiffusionPipeline,  # is brought to 16 bits
                 ) -> Path:  # the folder
     "Write a pipeline with weights of 16 bits that `from_pretrained` loads as floats of 32 bits, all parts alike."
     pipe.to('cpu', torch.float16).save_pretrained(folder, safe_serialization=True)
-    config = Path(folder) / 'text_encoder/config.json'
-    about = json.loads(config.read_text(encoding='utf-8')) | {'dtype': 'float32'}  # else transformers keeps its part in the type it was stored in
-    write_text(config, json.dumps(about, indent=2, sort_keys=True) + '\n')
+    for config in (Path(folder) / 'model_index.json', *Path(folder).glob('*/config.json')):
+        about = json.loads(config.read_text(encoding='utf-8'))
+        about.pop('_name_or_path', None)  # where it was loaded from means nothing elsewhere
+        if config.parent.name == 'text_encoder': about['dtype'] = 'float32'  # else transformers keeps its part in the type it was stored in
+        write_text(config, json.dumps(about, indent=2, sort_keys=True) + '\n')
     return Path(folder)
 
 # %% ../nbs/03e_toymodels.ipynb #7e9a1c02
