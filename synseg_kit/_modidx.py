@@ -783,7 +783,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'synseg_kit.evidence.EvidenceSettings.__post_init__': ( 'evidence.html#evidencesettings.__post_init__',
                                                                                              'synseg_kit/evidence.py'),
                                      'synseg_kit.evidence.drafts': ('evidence.html#drafts', 'synseg_kit/evidence.py'),
-                                     'synseg_kit.evidence.enumeration': ('evidence.html#enumeration', 'synseg_kit/evidence.py'),
                                      'synseg_kit.evidence.evidence': ('evidence.html#evidence', 'synseg_kit/evidence.py'),
                                      'synseg_kit.evidence.evidence_chances': ('evidence.html#evidence_chances', 'synseg_kit/evidence.py'),
                                      'synseg_kit.evidence.evidence_masks': ('evidence.html#evidence_masks', 'synseg_kit/evidence.py'),
