@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Resolution', 'PLAIN', 'CALLS_KERNEL', 'KEEP', 'SHARES', 'select_steps', 'Slot', 'Spread', 'Trace', 'load_trace',
-           'batch_parts', 'capture', 'as_pixels', 'noised_latents', 'OneStep', 'look']
+           'batch_parts', 'capture', 'as_pixels', 'encode_images', 'noised_latents', 'OneStep', 'look']
 
 # %% ../nbs/04_attention.ipynb #9e6f721d
 import json
@@ -893,16 +893,12 @@ def _seeded_noise(shape, seed):
 
 
 @torch.no_grad()
-def noised_latents(pipe: DiffusionPipeline,
-                   images,  # as for `as_pixels`, sides divisible by the size of the denoiser's places
-                   timestep: int,  # noise level as in training, 0 (hardly any) to num_train_timesteps - 1
-                   seed: int = 0,  # image i has the noise of seed + i
-                   ) -> Float[Tensor, "b c rows columns"]:
-    "Encode images and noise them to a timestep, as the model was trained: by diffusion, or along the straight line of a flow."
+def encode_images(pipe: DiffusionPipeline,
+                  images,  # as for `as_pixels`, sides divisible by the size of the denoiser's places
+                  ) -> Float[Tensor, "b c rows columns"]:  # where the autoencoder is, in its precision
+    "Bring images to the space of a pipeline's denoiser."
     denoiser, _ = find_sites(pipe)
-    family, config, pixels = family_of(denoiser), pipe.scheduler.config, as_pixels(images)
-    if not 0 <= timestep < config.num_train_timesteps:
-        raise ValueError(f'timestep goes from 0 to {config.num_train_timesteps - 1}, got {timestep}')
+    family, pixels = family_of(denoiser), as_pixels(images)
     place = pipe.vae_scale_factor * family.patch(denoiser)
     if any(side % place for side in pixels.shape[-2:]):
         raise ValueError(f'image sides must be divisible by {place}, got '
@@ -914,6 +910,19 @@ def noised_latents(pipe: DiffusionPipeline,
     if latents.shape[1] * (4 if family.packed else 1) != denoiser.config.in_channels:
         raise ValueError(f'the denoiser takes {denoiser.config.in_channels} channels, an image has '
                          f'{latents.shape[1]}; inpainting and depth models cannot look')
+    return latents
+
+
+def noised_latents(pipe: DiffusionPipeline,
+                   images,  # as for `encode_images`
+                   timestep: int,  # noise level as in training, 0 (hardly any) to num_train_timesteps - 1
+                   seed: int = 0,  # image i has the noise of seed + i
+                   ) -> Float[Tensor, "b c rows columns"]:
+    "Encode images and noise them to a timestep, as the model was trained: by diffusion, or along the straight line of a flow."
+    denoiser, config = find_sites(pipe)[0], pipe.scheduler.config
+    if not 0 <= timestep < config.num_train_timesteps:
+        raise ValueError(f'timestep goes from 0 to {config.num_train_timesteps - 1}, got {timestep}')
+    latents = encode_images(pipe, images)
     noise = _seeded_noise(latents.shape, seed).to(latents)
     if _flows(pipe.scheduler):
         level = timestep / config.num_train_timesteps

@@ -21,14 +21,13 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .adaptation import denoising_target, quick_attention
-from .attention import as_pixels
+from .attention import as_pixels, encode_images
 from .classes import ClassSet, unknown_name
-from .families import family_of, find_sites
+from .families import find_sites
 from .lora import Encoded, encode_all, training_scheduler
 from .masks import PseudoMask
-from .prompts import listing
+from .prompts import fill_template
 from .recipes import Draft, Recipe, choose, crf, finish, pamr, rank, step
-from .toyobjects import article
 
 # %% ../nbs/11d_evidence.ipynb #1463c963
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def sentences(
     template, order = settings.templates[rng.integers(len(settings.templates))], rng.permutation(len(names))
     def text(left_out):
         said = [names[i] for i in order if i != left_out]
-        return template.replace('{objects}', listing([f'{article(name)} {name}' for name in said])) if said else ''
+        return fill_template(template, said) if said else ''
     return [text(left_out) for left_out in (None, *range(len(names)))]
 
 # %% ../nbs/11d_evidence.ipynb #b24fac0e
@@ -81,15 +80,14 @@ class Asked:
     def __init__(self, pipe: DiffusionPipeline, settings: EvidenceSettings):
         if type(find_sites(pipe)[0]).__name__ != 'UNet2DConditionModel': raise TypeError(f'evidence is asked of U-Nets, Stable Diffusion 1, 2 and XL; this pipeline has a {type(find_sites(pipe)[0]).__name__}')
         self.pipe, self.settings, self.device = pipe, settings, pipe.unet.device
-        self.scheduler, self.family = training_scheduler(pipe), family_of(pipe.unet)
+        self.scheduler = training_scheduler(pipe)
         kind = self.scheduler.config.prediction_type
         ratio = compute_snr(self.scheduler, torch.arange(self.scheduler.config.num_train_timesteps))
         self.weight = {'v_prediction': torch.ones_like(ratio), 'epsilon': (ratio + 1) / ratio, 'sample': ratio + 1}[kind] # brings squared errors to those of a velocity
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c rows columns"]:
         "Bring images to the denoiser's space."
-        vae = self.pipe.vae
-        return torch.cat([self.family.encode(self.pipe, (2 * some - 1).to(vae.device, vae.dtype)).float() for some in pixels.split(self.settings.batch_size)])
+        return torch.cat([encode_images(self.pipe, some).float() for some in pixels.split(self.settings.batch_size)])
 
     def errors(
         self,

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'STREET_TEMPLATES', 'read_image_captions', 'names_to_prompt', 'View', 'upright', 'fit_box',
-           'Targets', 'image_files', 'read_targets', 'caption_for', 'look_at', 'can_hold']
+           'Targets', 'image_files', 'read_targets', 'caption_for', 'look_at', 'can_hold', 'holds', 'naming']
 
 # %% ../nbs/11a_targets.ipynb #19fb09c8
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Integer
 from PIL import Image, ImageOps
 
 from .classes import ClassSet, unknown_name
@@ -133,25 +135,29 @@ def read_targets(
     pieces: int = 0, # further views of a piece of each image
     piece_size: tuple[float, float] = (.4, .7), # smallest and largest side of a piece, as a share of the image's
     rows: Mapping[str, tuple[float, float]] | None = None, # class -> first and last row it can be in, as shares of the height from the top; names a piece only by what can be in it. Others can be anywhere
+    labels: Mapping[str, np.ndarray] | None = None, # file name -> class ids [h, w] of its pixels as somebody found them, at any resolution; names a piece by what is found in it, whatever `rows` says
+    least: float = .02, # share of a piece that a class fills to be found in it
     min_side: int = 32, # an image with a shorter side is left out
     at_least: int = 2, # fewer images than this are refused
     seed: int = 0, # of captions and pieces
 ) -> Targets:
     "Read the images of a domain; what cannot be used is counted."
     if copies < 1 or pieces < 0 or not 0 < piece_size[0] <= piece_size[1] <= 1: raise ValueError(f'needed are copies from 1, pieces from 0 and piece_size within 0 to 1; got copies={copies}, pieces={pieces}, piece_size={piece_size}')
+    if not 0 < least <= 1: raise ValueError(f'least={least}; needed is a share above 0, at most 1')
     folder, views, skipped = Path(folder), [], Counter()
     files = image_files(folder)
     for number, file in enumerate(files):
         said = list(scene or class_set.names) if captions is None else caption_for(file, folder, captions)
         reason, shape = look_at(file, said, min_side)
         if reason: skipped[reason] += 1
-        else: views += _views_of(file, shape, said, np.random.default_rng(number_seed(seed, number)), class_set, size, templates, copies, pieces, piece_size, rows or {})
+        else: views += _views_of(file, shape, said, np.random.default_rng(number_seed(seed, number)), class_set, size, templates, copies, pieces, piece_size,
+                                naming(file, folder, shape, said, class_set, rows, labels, least))
     images = len(files) - sum(skipped.values())
     if images >= at_least: return Targets(tuple(views), tuple(size), images, dict(skipped))
     left_out = f' ({", ".join(f"{count} {reason}" for reason, count in skipped.items())} left out)' if skipped else ''
     raise ValueError(f'{folder} has {images} usable image{"s" * (images != 1)}{left_out}, and {at_least} are needed: from so few a generator learns the pictures, not the look. Add images, or set at_least={max(1, images)} if it is meant')
 
-def caption_for(file: Path, folder: Path, captions: Mapping) -> str | Sequence[str] | None: # None: nothing is said of it
+def caption_for(file: Path, folder: Path, captions: Mapping) -> str | Sequence[str] | np.ndarray | None: # what the mapping holds; None: nothing
     "Find what is said of an image, by its path in the folder, its name, or its name without ending."
     return next((captions[key] for key in (file.relative_to(folder).as_posix(), file.name, file.stem) if key in captions), None)
 
@@ -177,13 +183,33 @@ def can_hold(
     reach = lambda first, last: min(bottom, last) - max(top, first) >= .1 * (bottom - top)
     return [name for name in names if reach(*rows.get(name, (0., 1.)))] or list(names)
 
-def _views_of(file, shape, said, rng, class_set, size, templates, copies, pieces, piece_size, rows):
+def holds(
+    box: tuple[int, int, int, int], # of a piece: left, top, right, bottom
+    shape: tuple[int, int], # height and width of the whole image
+    names: Sequence[str], # classes of the scene
+    labels: Integer[np.ndarray, "h w"], # class ids of the image, at any resolution
+    class_set: ClassSet,
+    least: float = .02, # share of the piece that a class fills
+) -> list[str]: # all of the names, if none is found
+    "Name the classes that are found in a piece."
+    down, across = labels.shape[0] / shape[0], labels.shape[1] / shape[1]
+    piece = labels[math.floor(box[1] * down):math.ceil(box[3] * down), math.floor(box[0] * across):math.ceil(box[2] * across)]
+    return [name for name in names if (piece == class_set.id_of(name)).mean() >= least] or list(names)
+
+def naming(file, folder, shape, said, class_set, rows, labels, least) -> Callable[[tuple[int, int, int, int]], list[str]]:
+    "Choose how pieces of an image are named; whoever has a sentence of his own keeps it."
+    if isinstance(said, str): return lambda box: said
+    found = caption_for(file, folder, labels or {})
+    if found is not None: return lambda box: holds(box, shape, said, found, class_set, least)
+    return lambda box: can_hold(box, shape[0], said, rows) if rows else list(said)
+
+def _views_of(file, shape, said, rng, class_set, size, templates, copies, pieces, piece_size, name_piece):
     "Cut an image into views and caption each."
-    if isinstance(said, str): say = lambda box: find_mentions(' '.join(said.split()), class_set)
-    else: say = lambda box: names_to_prompt(can_hold(box, shape[0], said, rows) if rows else list(said), class_set, templates, rng)
+    if isinstance(said, str): say = lambda names: find_mentions(' '.join(said.split()), class_set)
+    else: say = lambda names: names_to_prompt(names, class_set, templates, rng)
     whole = fit_box(shape, size)
-    views = [View(file, whole, copy % 2 == 1, say((0, 0, *shape[::-1])), shape) for copy in range(copies)]
+    views = [View(file, whole, copy % 2 == 1, say(said), shape) for copy in range(copies)]
     for _ in range(pieces):
         box = fit_box(shape, size, rng.uniform(*piece_size), tuple(rng.random(2)))
-        views.append(View(file, box, bool(rng.random() < .5), say(box), shape))
+        views.append(View(file, box, bool(rng.random() < .5), say(name_piece(box)), shape))
     return views

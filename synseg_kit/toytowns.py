@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Range', 'PALETTE', 'Points', 'MARGIN', 'LEFT', 'RIGHT', 'BELOW', 'TYRE', 'LAMP', 'TAIL_LAMP', 'PLATE', 'WHITE',
-           'GROUNDS', 'SHARES', 'SEEN', 'WORDS', 'SCENES', 'SCENE_SHARES', 'OPENING_SHARES', 'TONES', 'hue', 'Sheet',
-           'draw_tree', 'draw_bush', 'draw_person', 'draw_car_side', 'draw_car_end', 'draw_sign', 'draw_house',
-           'draw_sky', 'draw_distance', 'how_many', 'draw_slabs', 'draw_dashes', 'draw_bands', 'draw_row', 'draw_front',
-           'Lane', 'draw_lane_paint', 'draw_lane_ground', 'draw_lane_house', 'draw_lane_green', 'draw_lane_sides',
-           'place_in_lane', 'draw_lane_thing', 'draw_lane', 'draw_near_ground', 'draw_near', 'Town', 'choose_classes',
-           'describe_town', 'plan_town', 'grain', 'bend', 'grade_town', 'paint_town']
+           'GROUNDS', 'SHARES', 'BUSY', 'BUSY_SHARE', 'SEEN', 'WORDS', 'SCENES', 'SCENE_SHARES', 'OPENING_SHARES',
+           'TONES', 'hue', 'Sheet', 'draw_tree', 'draw_bush', 'draw_person', 'draw_car_side', 'draw_car_end',
+           'draw_sign', 'draw_house', 'draw_sky', 'draw_distance', 'how_many', 'draw_slabs', 'draw_dashes',
+           'draw_bands', 'draw_row', 'draw_front', 'Lane', 'draw_lane_paint', 'draw_lane_ground', 'draw_lane_house',
+           'draw_lane_green', 'draw_lane_sides', 'place_in_lane', 'draw_lane_thing', 'draw_lane', 'draw_near_ground',
+           'draw_near', 'Town', 'choose_classes', 'describe_town', 'plan_town', 'grain', 'bend', 'grade_town',
+           'paint_town']
 
 # %% ../nbs/03f_toytowns.ipynb #7c58568b
 import colorsys
@@ -492,7 +493,8 @@ def draw_near(sheet, rng, has):
         else: draw_sign(sheet, rng, x, y, scale*between(rng, 50, 80))
 
 # %% ../nbs/03f_toytowns.ipynb #96a3874d
-SHARES = MappingProxyType({'road': .5, 'sidewalk': .4, 'building': .45, 'vegetation': .4, 'sky': .5, 'person': .35, 'car': .35, 'sign': .3})   # of scenes that have a class; low, so that a word says something
+SHARES = MappingProxyType({'road': .5, 'sidewalk': .4, 'building': .45, 'vegetation': .4, 'sky': .5, 'person': .35, 'car': .35, 'sign': .3})   # of quiet scenes that have a class; low, so that a word says something
+BUSY, BUSY_SHARE = .3, .85   # of scenes that are busy; of these that have a class
 SEEN = np.array((.02, .02, .02, .02, .02, .005, .008, .003))   # share of the picture above which a class is seen
 WORDS = MappingProxyType({  # words of a caption; one that stands there twice is said twice as often
     'road': ('road',), 'sidewalk': ('sidewalk', 'sidewalk', 'pavement'), 'building': ('building', 'building', 'house'), 'sky': ('sky',),
@@ -509,7 +511,8 @@ class Town:
 
 def choose_classes(rng: np.random.Generator) -> set[str]:   # names of `toy_streets()`
     "Choose what a scene has."
-    has = {name for name in NAMES if rng.random() < SHARES[name]}
+    busy = rng.random() < BUSY
+    has = {name for name in NAMES if rng.random() < (BUSY_SHARE if busy else SHARES[name])}
     if not has & {'sky', 'building', 'vegetation'}: has.add(('sky', 'building', 'vegetation')[rng.integers(3)])
     if not has & set(GROUNDS): has.add(('road', 'sidewalk')[rng.integers(2)])
     return has

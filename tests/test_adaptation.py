@@ -108,6 +108,36 @@ def test_pieces_are_named_by_what_can_be_in_them(folder):
     assert seen == {(0, 2), (1, 2), (0, 1, 2)}
 
 
+@pytest.mark.parametrize('scale', [.25, 1, 2])
+def test_pieces_are_named_by_what_was_found_in_them(folder, scale):
+    "A cat above, a dog below, at any resolution; image 0 was not looked at; rows do not count where something was found."
+    labels = {}
+    for number in range(1, 4):
+        with Image.open(folder / f'{number}.png') as image: width, height = (round(side * scale) for side in image.size)
+        labels[f'{number}.png'] = np.repeat([0] * (height // 2) + [1] * (height - height // 2), width).reshape(height, width)
+    views = read_targets(folder, PETS, (64, 64), scene=('cat', 'dog', 'ball'), templates=TEMPLATES, pieces=12, piece_size=(.2, .3), labels=labels, rows={'cat': (.9, 1.)}, least=.25).views
+    seen = set()
+    for view in views:
+        (height, width), (left, top, right, bottom) = view.image_size, view.box
+        if view.file.name == '0.png' or (right - left) >= .9 * min(height, width): continue
+        cat = min(max((height / 2 - top) / (bottom - top), 0), 1)                 # share of the piece
+        if min(abs(cat - .25), abs(cat - .75)) < .2: continue                     # the pixels of labels decide
+        wanted = {number for number, share in enumerate((cat, 1 - cat)) if share >= .25}
+        assert set(view.prompt.class_ids) == wanted, (view, cat)
+        seen.add(tuple(sorted(wanted)))
+    assert {(0,), (1,)} <= seen
+    whole = [view for view in views if view.box[2] - view.box[0] >= .9 * min(view.image_size)]
+    assert len(whole) == 4 and all(set(view.prompt.class_ids) == {0, 1, 2} for view in whole)
+
+
+def test_a_piece_in_which_nothing_was_found_has_the_names_of_its_image(folder):
+    nothing = {f'{number}.png': np.full((10, 10), 255, np.uint8) for number in range(4)}
+    for view in read_targets(folder, PETS, (64, 64), scene=('cat', 'dog'), templates=TEMPLATES, pieces=3, labels=nothing).views: assert set(view.prompt.class_ids) == {0, 1}
+    with pytest.raises(ValueError, match='least=0'): read_targets(folder, PETS, (64, 64), labels=nothing, least=0.)
+    said = {f'{number}.png': 'a cat beside a dog' for number in range(4)}
+    for view in read_targets(folder, PETS, (64, 64), captions=said, pieces=3, labels=nothing).views: assert view.prompt.text == 'a cat beside a dog'
+
+
 def test_captions_by_name_text_or_classes(folder, tmp_path):
     lines = [dict(file_name='0.png', text='the red dog'), dict(file_name='1.png', classes=['cat', 'ball'])]
     (tmp_path / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n\n')
