@@ -788,6 +788,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'synseg_kit.evidence.evidence_chances': ('evidence.html#evidence_chances', 'synseg_kit/evidence.py'),
                                      'synseg_kit.evidence.evidence_masks': ('evidence.html#evidence_masks', 'synseg_kit/evidence.py'),
                                      'synseg_kit.evidence.gains': ('evidence.html#gains', 'synseg_kit/evidence.py'),
+                                     'synseg_kit.evidence.in_place': ('evidence.html#in_place', 'synseg_kit/evidence.py'),
+                                     'synseg_kit.evidence.label_targets': ('evidence.html#label_targets', 'synseg_kit/evidence.py'),
                                      'synseg_kit.evidence.sentences': ('evidence.html#sentences', 'synseg_kit/evidence.py'),
                                      'synseg_kit.evidence.smooth': ('evidence.html#smooth', 'synseg_kit/evidence.py'),
                                      'synseg_kit.evidence.weigh': ('evidence.html#weigh', 'synseg_kit/evidence.py'),

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['EVIDENCE', 'EvidenceSettings', 'sentences', 'windows_of', 'Asked', 'gains', 'evidence', 'smooth', 'weigh', 'drafts',
-           'evidence_masks', 'evidence_chances']
+           'evidence_masks', 'evidence_chances', 'label_targets', 'in_place']
 
 # %% ../nbs/11d_evidence.ipynb #ccf0800c
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import compute_snr
-from jaxtyping import Float
+from jaxtyping import Float, UInt
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -28,6 +30,7 @@ from .lora import Encoded, encode_all, training_scheduler
 from .masks import PseudoMask
 from .prompts import fill_template
 from .recipes import Draft, Recipe, choose, crf, finish, pamr, rank, step
+from .targets import Targets, View
 
 # %% ../nbs/11d_evidence.ipynb #1463c963
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class EvidenceSettings:
     "How a generator is asked."
     timesteps: Sequence[int] = (300, 400, 500, 600, 700, 800) # noise levels of the training, 1 to 999
     draws: int = 4 # of noise, text and order of words, at each level
-    templates: Sequence[str] = ('a photo of {objects}', '{objects}') # sentences for class names
+    templates: Sequence[str] = ('a photo of {objects}', '{objects}') # sentences for class names, with {objects}, or {words} for names without articles
     windows: int = 2 # per side; each is half as high and wide as the image and seen enlarged, overlapping evenly; 0: the whole image alone
     batch_size: int = 64 # predictions at once
     precision: str = 'bf16' # 'bf16' or 'fp32'
@@ -47,7 +50,7 @@ class EvidenceSettings:
         if not self.timesteps or not all(1 <= t <= 999 for t in self.timesteps): raise ValueError(f'timesteps are one or more numbers from 1 to 999; got {self.timesteps}')
         if min(self.draws, self.batch_size) < 1: raise ValueError(f'draws and batch_size are at least 1; got {self.draws} and {self.batch_size}')
         if self.windows == 1 or self.windows < 0: raise ValueError(f'windows is 0, or at least 2 per side so that they cover the image; got {self.windows}')
-        if not self.templates or any('{objects}' not in template for template in self.templates): raise ValueError(f'every template holds {{objects}}; got {self.templates}')
+        if not self.templates or not all({'{objects}', '{words}'} & {*re.findall(r'{.*?}', template)} for template in self.templates): raise ValueError(f'every template holds {{objects}} or {{words}}; got {self.templates}')
         if self.precision not in ('bf16', 'fp32'): raise ValueError(f"precision is {self.precision!r}; choose 'bf16' or 'fp32'")
 
 # %% ../nbs/11d_evidence.ipynb #460623f6
@@ -223,3 +226,34 @@ def evidence_chances(
         chances[list(draft.class_ids[0])] = (scores / temperature).softmax(0)
         out.append(chances)
     return out
+
+# %% ../nbs/11d_evidence.ipynb #e5d0c1a8
+def label_targets(
+    pipe: DiffusionPipeline, # with a U-Net, not adapted yet
+    targets: Targets, # whose captions name classes
+    class_set: ClassSet, # without a background
+    settings: EvidenceSettings = EvidenceSettings(draws=2),
+    at_once: int = 64, # images that are held in memory
+    progress: bool = True, # show a progress bar
+) -> dict[Path, UInt[np.ndarray, "h w"]]: # for each file, class ids of its pixels at a quarter of the resolution that the generator sees; void where it sees nothing. For `read_targets(..., labels=...)`
+    "Ask a generator what target images hold, each within the classes that its caption names."
+    labels, whole = {}, targets.whole
+    for start in range(0, len(whole), at_once):
+        views = whole[start:start + at_once]
+        pictures, names = [view.picture(targets.size) for view in views], [[class_set.labels[i] for i in view.prompt.class_ids] for view in views]
+        masks = evidence_masks(evidence(pipe, pictures, names, class_set, settings, progress), pictures, names, class_set)
+        labels |= {view.file: in_place(view, mask.labels[2::4, 2::4], class_set.void) for view, mask in zip(views, masks)}
+    return labels
+
+def in_place(
+    view: View,
+    labels: UInt[np.ndarray, "h w"], # of what the view shows
+    void: int, # id of what is not known
+) -> UInt[np.ndarray, "rows columns"]: # of the whole image, at the same resolution
+    "Put labels of a view where they belong in its image."
+    left, top, right, bottom = view.box
+    down, across = labels.shape[0] / (bottom - top), labels.shape[1] / (right - left)
+    whole = np.full((max(labels.shape[0], round(view.image_size[0] * down)), max(labels.shape[1], round(view.image_size[1] * across))), void, labels.dtype)
+    row, column = (min(round(start * scale), side - size) for start, scale, side, size in zip((top, left), (down, across), whole.shape, labels.shape))
+    whole[row:row + labels.shape[0], column:column + labels.shape[1]] = labels
+    return whole

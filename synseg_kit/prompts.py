@@ -203,13 +203,13 @@ def _check_templates(templates, places):
             raise ValueError(f'template {template!r} has {{place}}, but no places were given')
 
 def fill_template(
-    template: str, # such as "a photo of {objects} {place}"
+    template: str, # such as "a photo of {objects} {place}"; {words} instead of {objects}: without articles
     words: Sequence[str], # singular words
     place: str = '', # such as "on the grass"; without a slot of its own it goes to the end
 ) -> str: # a sentence
-    "Put words, with their articles, and a place into a template."
+    "Put words and a place into a template."
     if place and '{place}' not in template: template += ' {place}'
-    return template.replace('{objects}', listing([with_article(w) for w in words])).replace('{place}', place)
+    return template.replace('{objects}', listing([with_article(w) for w in words])).replace('{words}', listing(words)).replace('{place}', place)
 
 # %% ../nbs/02_prompts.ipynb #09ad00d8
 def _object_range(objects, class_set):

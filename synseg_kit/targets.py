@@ -51,7 +51,7 @@ STREET_TEMPLATES = ('a street with {objects}', 'a photo of a street with {object
 def names_to_prompt(
     names: Sequence[str], # class names
     class_set: ClassSet,
-    templates: Sequence[str], # sentences with {objects}
+    templates: Sequence[str], # sentences with {objects}, or {words} for names without articles
     rng: np.random.Generator, # draws order and template
 ) -> Prompt:
     "Make a caption of class names."
@@ -135,7 +135,7 @@ def read_targets(
     pieces: int = 0, # further views of a piece of each image
     piece_size: tuple[float, float] = (.4, .7), # smallest and largest side of a piece, as a share of the image's
     rows: Mapping[str, tuple[float, float]] | None = None, # class -> first and last row it can be in, as shares of the height from the top; names a piece only by what can be in it. Others can be anywhere
-    labels: Mapping[str, np.ndarray] | None = None, # file name -> class ids [h, w] of its pixels as somebody found them, at any resolution; names a piece by what is found in it, whatever `rows` says
+    labels: Mapping[str | Path, np.ndarray] | None = None, # file, or its name -> class ids [h, w] of its pixels as somebody found them, at any resolution; names a piece by what is found in it, whatever `rows` says
     least: float = .02, # share of a piece that a class fills to be found in it
     min_side: int = 32, # an image with a shorter side is left out
     at_least: int = 2, # fewer images than this are refused
@@ -158,8 +158,8 @@ def read_targets(
     raise ValueError(f'{folder} has {images} usable image{"s" * (images != 1)}{left_out}, and {at_least} are needed: from so few a generator learns the pictures, not the look. Add images, or set at_least={max(1, images)} if it is meant')
 
 def caption_for(file: Path, folder: Path, captions: Mapping) -> str | Sequence[str] | np.ndarray | None: # what the mapping holds; None: nothing
-    "Find what is said of an image, by its path in the folder, its name, or its name without ending."
-    return next((captions[key] for key in (file.relative_to(folder).as_posix(), file.name, file.stem) if key in captions), None)
+    "Find what is said of an image, by its path, its path in the folder, its name, or its name without ending."
+    return next((captions[key] for key in (file, file.relative_to(folder).as_posix(), file.name, file.stem) if key in captions), None)
 
 def look_at(
     file: Path,
