@@ -7,7 +7,6 @@ __all__ = ['EVIDENCE', 'EvidenceSettings', 'sentences', 'windows_of', 'Asked', '
            'evidence_masks', 'evidence_chances', 'label_targets', 'in_place']
 
 # %% ../nbs/11d_evidence.ipynb #ccf0800c
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .adaptation import denoising_target, quick_attention
+from .adaptation import denoising_target, draw_noise, quick_attention
 from .attention import as_pixels, encode_images
 from .classes import ClassSet, unknown_name
 from .families import find_sites
@@ -50,7 +49,7 @@ class EvidenceSettings:
         if not self.timesteps or not all(1 <= t <= 999 for t in self.timesteps): raise ValueError(f'timesteps are one or more numbers from 1 to 999; got {self.timesteps}')
         if min(self.draws, self.batch_size) < 1: raise ValueError(f'draws and batch_size are at least 1; got {self.draws} and {self.batch_size}')
         if self.windows == 1 or self.windows < 0: raise ValueError(f'windows is 0, or at least 2 per side so that they cover the image; got {self.windows}')
-        if not self.templates or not all({'{objects}', '{words}'} & {*re.findall(r'{.*?}', template)} for template in self.templates): raise ValueError(f'every template holds {{objects}} or {{words}}; got {self.templates}')
+        if not self.templates or any('{objects}' not in template and '{words}' not in template for template in self.templates): raise ValueError(f'every template holds {{objects}} or {{words}}; got {self.templates}')
         if self.precision not in ('bf16', 'fp32'): raise ValueError(f"precision is {self.precision!r}; choose 'bf16' or 'fp32'")
 
 # %% ../nbs/11d_evidence.ipynb #460623f6
@@ -101,7 +100,7 @@ class Asked:
         seed: int, # of the noise; image i has the same for all its texts
     ) -> Float[Tensor, "prediction rows columns"]:
         "Predict disturbed images under texts, and measure the error of every place."
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
+        noise = draw_noise(latents, torch.Generator().manual_seed(seed))
         times = torch.full((len(latents),), timestep, device=latents.device)
         noisy, target = self.scheduler.add_noise(latents, noise, times), denoising_target(self.scheduler, latents, noise, times)
         out, weight, (height, width) = [], float(self.weight[timestep]), (side * self.pipe.vae_scale_factor for side in latents.shape[-2:])

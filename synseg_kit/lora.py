@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .adaptation import DenoisingSettings, denoising_loss, descend, draw_noise, generator_of, quick_attention, run_steps
-from .attention import as_pixels
+from .attention import encode_images
 from .classes import unknown_name
 from .families import family_of, find_sites
 from .files import write_file, write_text
@@ -302,10 +302,10 @@ def encode_views(
     progress: bool = True, # show a progress bar
 ) -> Cache:
     "Bring views to the denoiser's space."
-    family, vae, latents = family_of(find_sites(pipe)[0]), pipe.vae, []
+    latents = []
     for start in tqdm(range(0, len(targets), batch_size), desc='latents', unit='batch', disable=not progress):
-        pixels = as_pixels([targets[i] for i in range(start, min(start + batch_size, len(targets)))])
-        latents.append(family.encode(pipe, (2 * pixels - 1).to(vae.device, vae.dtype)).half().cpu())
+        some = [targets[i] for i in range(start, min(start + batch_size, len(targets)))]
+        latents.append(encode_images(pipe, some).half().cpu())
     texts = (*dict.fromkeys(prompt.text for prompt in targets.prompts if prompt.text), '')
     rows = torch.tensor([texts.index(prompt.text) for prompt in targets.prompts])
     return Cache(torch.cat(latents), rows, texts, torch.tensor([size_numbers(view, targets.size) for view in targets.views]))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'STREET_TEMPLATES', 'read_image_captions', 'names_to_prompt', 'View', 'upright', 'fit_box',
-           'Targets', 'image_files', 'read_targets', 'caption_for', 'look_at', 'can_hold', 'holds', 'naming']
+           'Targets', 'image_files', 'read_targets', 'caption_for', 'look_at', 'can_hold', 'holds']
 
 # %% ../nbs/11a_targets.ipynb #19fb09c8
 import json
@@ -150,8 +150,10 @@ def read_targets(
         said = list(scene or class_set.names) if captions is None else caption_for(file, folder, captions)
         reason, shape = look_at(file, said, min_side)
         if reason: skipped[reason] += 1
-        else: views += _views_of(file, shape, said, np.random.default_rng(number_seed(seed, number)), class_set, size, templates, copies, pieces, piece_size,
-                                naming(file, folder, shape, said, class_set, rows, labels, least))
+        else:
+            rng = np.random.default_rng(number_seed(seed, number))
+            say = _captioner(said, shape, class_set, templates, rng, rows, caption_for(file, folder, labels or {}), least)
+            views += _views_of(file, shape, size, copies, pieces, piece_size, rng, say)
     images = len(files) - sum(skipped.values())
     if images >= at_least: return Targets(tuple(views), tuple(size), images, dict(skipped))
     left_out = f' ({", ".join(f"{count} {reason}" for reason, count in skipped.items())} left out)' if skipped else ''
@@ -196,20 +198,22 @@ def holds(
     piece = labels[math.floor(box[1] * down):math.ceil(box[3] * down), math.floor(box[0] * across):math.ceil(box[2] * across)]
     return [name for name in names if (piece == class_set.id_of(name)).mean() >= least] or list(names)
 
-def naming(file, folder, shape, said, class_set, rows, labels, least) -> Callable[[tuple[int, int, int, int]], list[str]]:
-    "Choose how pieces of an image are named; whoever has a sentence of his own keeps it."
-    if isinstance(said, str): return lambda box: said
-    found = caption_for(file, folder, labels or {})
-    if found is not None: return lambda box: holds(box, shape, said, found, class_set, least)
-    return lambda box: can_hold(box, shape[0], said, rows) if rows else list(said)
+def _captioner(said, shape, class_set, templates, rng, rows, labels, least) -> Callable[..., Prompt]:
+    "Choose how an image, or a piece of it (its box), is captioned: by a user's own sentence, or by names."
+    if isinstance(said, str):
+        own = find_mentions(' '.join(said.split()), class_set)
+        return lambda box=None: own
+    def names(box):
+        if box is None: return said
+        if labels is not None: return holds(box, shape, said, labels, class_set, least)
+        return can_hold(box, shape[0], said, rows) if rows else said
+    return lambda box=None: names_to_prompt(names(box), class_set, templates, rng)
 
-def _views_of(file, shape, said, rng, class_set, size, templates, copies, pieces, piece_size, name_piece):
+def _views_of(file, shape, size, copies, pieces, piece_size, rng, say):
     "Cut an image into views and caption each."
-    if isinstance(said, str): say = lambda names: find_mentions(' '.join(said.split()), class_set)
-    else: say = lambda names: names_to_prompt(names, class_set, templates, rng)
     whole = fit_box(shape, size)
-    views = [View(file, whole, copy % 2 == 1, say(said), shape) for copy in range(copies)]
+    views = [View(file, whole, copy % 2 == 1, say(), shape) for copy in range(copies)]
     for _ in range(pieces):
         box = fit_box(shape, size, rng.uniform(*piece_size), tuple(rng.random(2)))
-        views.append(View(file, box, bool(rng.random() < .5), say(name_piece(box)), shape))
+        views.append(View(file, box, bool(rng.random() < .5), say(box), shape))
     return views

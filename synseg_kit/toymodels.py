@@ -201,8 +201,9 @@ def save_halves(pipe: StableDiffusionPipeline,  # is brought to 16 bits
                 folder: str | Path,  # where it is wanted
                 ) -> Path:  # the folder
     "Write a pipeline with weights of 16 bits that `from_pretrained` loads as floats of 32 bits, all parts alike."
-    encoder = pipe.tokenizer.backend_tokenizer  # keeps, and would write, how the last text was cut and filled up
-    encoder.no_truncation(), encoder.no_padding()
+    tokenizer = pipe.tokenizer.backend_tokenizer  # keeps, and would write, how the last text was cut and filled up
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     pipe.to('cpu', torch.float16).save_pretrained(folder, safe_serialization=True)
     for config in (Path(folder) / 'model_index.json', *Path(folder).glob('*/config.json')):
         about = json.loads(config.read_text(encoding='utf-8'))

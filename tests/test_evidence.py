@@ -1,10 +1,15 @@
 """Evidence: sentences differ in one word, errors are those of a velocity, places stay where they are, and bad input is refused."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from synseg_kit.classes import ClassSet, toy_objects
 from synseg_kit.evaluation import pointing_auc
-from synseg_kit.evidence import Asked, EvidenceSettings, evidence, evidence_masks, gains, sentences, windows_of
+from synseg_kit.evidence import Asked, EvidenceSettings, evidence, evidence_masks, gains, in_place, label_targets, sentences, windows_of
+from synseg_kit.prompts import Prompt
+from synseg_kit.targets import View, read_targets
 from synseg_kit.toyworld import held_out_seeds, load_toy_pipeline, render
 from tiny import tiny_pipeline, tiny_xl_pipeline
 from tqdm.auto import tqdm
@@ -26,6 +31,7 @@ def test_sentences_differ_in_one_word():
             assert name not in text and all(other in text for other in names if other != name)
             assert [word for word in whole.replace(',', '').split() if word in names and word != name] == [word for word in text.replace(',', '').split() if word in names]
     assert sentences(['cat'], EvidenceSettings(templates=('{objects}',)), np.random.default_rng(0)) == ['a cat', '']
+    assert sentences(['cat'], EvidenceSettings(templates=('{words}',)), np.random.default_rng(0)) == ['cat', '']
 
 
 @pytest.mark.parametrize('per_side', [2, 3])
@@ -117,6 +123,47 @@ def test_the_toy_generator_explains_its_things():
     found = evidence(load_toy_pipeline(), [scene.image for scene in scenes], names, toy_objects(), settings, progress=False)
     scores = [pointing_auc(heat, scene.labels == toy_objects().id_of(name)) for scene, said, maps in zip(scenes, names, found) for name, heat in zip(said, maps)]
     assert np.mean(scores) > .75, scores
+
+
+@pytest.mark.parametrize('box', [(0, 0, 64, 64), (32, 0, 96, 64), (64, 0, 128, 64)])
+def test_labels_of_a_view_lie_where_it_was_cut(box):
+    labels = np.arange(256, dtype=np.uint8).reshape(16, 16) % 4
+    whole = in_place(View(Path('a.png'), box, False, Prompt('a cat'), (64, 128)), labels, 255)
+    assert whole.shape == (16, 32) and (whole[:, box[0] // 4:box[2] // 4] == labels).all()
+    assert (whole != 255).sum() == 256
+
+
+def test_targets_are_asked_and_their_pieces_named(tmp_path, monkeypatch):
+    "A cat at the left of what the generator sees, a dog at the right; sides of a wide image that it does not see are void."
+    def found(pipe, pictures, names, class_set, settings, progress):
+        asked.append(len(pictures))
+        maps = torch.zeros(2, 16, 16)
+        maps[0, :, :8], maps[1, :, 8:] = 1, 1
+        return [maps if said == ['cat', 'dog'] else maps.flip(0) for said in names]
+    asked = []
+    monkeypatch.setattr('synseg_kit.evidence.evidence', found)
+    for number, (height, width) in enumerate([(64, 64), (64, 128), (128, 64)]):
+        picture = np.zeros((height, width, 3), np.uint8)
+        picture[:, width // 2:] = 255
+        Image.fromarray(picture).save(tmp_path / f'{number}.png')
+    options = dict(scene=('cat', 'dog'), templates=('{objects}',), pieces=20, piece_size=(.2, .25))
+    targets = read_targets(tmp_path, PETS, (64, 64), **options)
+    labels = label_targets(tiny_pipeline(), targets, PETS, at_once=2)
+    assert asked == [2, 1] and [labels[tmp_path / f'{number}.png'].shape for number in range(3)] == [(16, 16), (16, 32), (32, 16)]
+    assert (labels[tmp_path / '1.png'][:, :8] == 255).all() and (labels[tmp_path / '1.png'][:, 24:] == 255).all()
+    seen = set()
+    for view in read_targets(tmp_path, PETS, (64, 64), labels=labels, least=.3, **options).views:
+        left, right, middle = view.box[0], view.box[2], view.image_size[1] / 2
+        if view.file.name == '0.png' and (right < middle - 4 or left > middle + 4):
+            assert view.prompt.class_ids == ((0,) if right < middle else (1,))
+            seen.add(view.prompt.class_ids)
+    assert len(seen) == 2
+
+
+def test_a_tiny_generator_labels_targets(tmp_path):
+    for number in range(3): Image.fromarray((255 * pictures(1, seed=number)[0].permute(1, 2, 0)).byte().numpy()).save(tmp_path / f'{number}.png')
+    targets = read_targets(tmp_path, PETS, (64, 64), scene=('cat', 'grass'), templates=('{words}',))
+    for labels in label_targets(tiny_pipeline(), targets, PETS, QUICK, progress=False).values(): assert labels.shape == (16, 16) and set(np.unique(labels)) <= {0, 3}
 
 
 def test_bad_input_is_refused():

@@ -188,6 +188,7 @@ def test_listing_and_template():
     assert [listing(list('abc')[:n]) for n in (1, 2, 3)] == ['a', 'a and b', 'a, b and c']
     assert fill_template('{objects}', ['owl', 'cat'], 'on sand') == 'an owl and a cat on sand'
     assert fill_template('{place}: {objects}', ['owl'], 'on sand') == 'on sand: an owl'
+    assert fill_template('a photo of {words}', ['sky', 'owl', 'cat'], 'on sand') == 'a photo of sky, owl and cat on sand'
 
 
 @EVERY
