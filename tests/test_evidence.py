@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from synseg_kit.classes import ClassSet, toy_objects
 from synseg_kit.evaluation import pointing_auc
-from synseg_kit.evidence import Asked, EvidenceSettings, evidence, evidence_masks, gains, in_place, label_targets, sentences, windows_of
+from synseg_kit.evidence import Asked, EvidenceSettings, evidence, evidence_masks, gains, in_place, label_targets, sentences, stretched, windows_of
 from synseg_kit.prompts import Prompt
 from synseg_kit.targets import View, read_targets
 from synseg_kit.toyworld import held_out_seeds, load_toy_pipeline, render
@@ -37,13 +37,38 @@ def test_sentences_differ_in_one_word():
 @pytest.mark.parametrize('per_side', [2, 3])
 def test_windows_cover_an_image_and_know_their_place(per_side):
     pixels = pictures(side=64)
-    seen, count = windows_of(pixels, per_side), torch.zeros(64, 64)
+    seen, count = [*windows_of(pixels, per_side)], torch.zeros(64, 64)
     assert len(seen) == per_side ** 2
     for place, view in seen:
         count[place] += 1
         assert view.shape == pixels.shape
         assert torch.allclose(torch.nn.functional.avg_pool2d(view, 2).mean(), pixels[..., *place].mean(), atol=.01)
-    assert count.min() >= 1 and windows_of(pixels, 0) == []
+    assert count.min() >= 1 and not [*windows_of(pixels, 0)]
+
+
+def test_contrast_is_stretched_for_each_colour_of_each_image():
+    pixels = torch.linspace(.2, .4, 64 * 64).view(1, 1, 64, 64) * torch.tensor([1., .5, 2.])[:, None, None]
+    seen = stretched(pixels, .01)
+    assert torch.allclose(seen.amin((2, 3)), torch.zeros(1, 3)) and torch.allclose(seen.amax((2, 3)), torch.ones(1, 3))
+    assert torch.allclose(seen[0, 0], seen[0, 2], atol=1e-4) and torch.allclose(seen.median(), torch.tensor(.5), atol=.01)
+    assert (seen[0, 0] == 0).float().mean().item() == pytest.approx(.01, abs=.002)
+    assert stretched(torch.full((1, 3, 8, 8), .3), .01).isfinite().all()
+
+
+def test_every_second_draw_sees_more_contrast(monkeypatch):
+    asked_with = []
+    def errors(self, latents, timestep, which, text, seed):
+        asked_with.append(latents)
+        return torch.zeros(len(which), *latents.shape[-2:])
+    monkeypatch.setattr(Asked, 'errors', errors)
+    pipe, faint = tiny_pipeline(), pictures(1) * .2 + .4
+    evidence(pipe, faint, [['cat']], PETS, EvidenceSettings((500,), 4, windows=0), progress=False)
+    first, second, third, fourth = asked_with
+    assert torch.equal(first, third) and torch.equal(second, fourth) and not torch.equal(first, second)
+    asked_with.clear()
+    evidence(pipe, faint, [['cat']], PETS, EvidenceSettings((500,), 2, windows=0, stretch=0.), progress=False)
+    assert torch.equal(*asked_with)
+    with pytest.raises(ValueError, match='below 0.5'): EvidenceSettings(stretch=.5)
 
 
 @pytest.mark.parametrize('kind', ['epsilon', 'sample', 'v_prediction'])
@@ -82,7 +107,7 @@ def test_a_word_that_helps_somewhere_is_found_there():
         patch.setattr('synseg_kit.evidence.encode_all', encode)
         encode(pipe, ['cat dog'])
         cat, dog = words['cat'], words['dog']
-        (found,) = gains(asked, torch.zeros(1, 4, 16, 16), [['cat', 'dog', 'ball']], tqdm(disable=True))
+        (found,) = gains(asked, [torch.zeros(1, 4, 16, 16)], [['cat', 'dog', 'ball']], tqdm(disable=True))
     assert torch.allclose(found[0, :, :8], torch.tensor(.5)) and not found[0, :, 8:].any()
     assert torch.allclose(found[1], torch.tensor(-.25)) and not found[2].any()
 
