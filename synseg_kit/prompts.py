@@ -196,8 +196,8 @@ def _check_templates(templates, places):
     if not templates: raise ValueError('no templates; give at least one, such as "a photo of {objects}"')
     for template in templates:
         slots = re.findall(r'{(.*?)}', template)
-        if slots.count('objects') != 1 or slots.count('place') > 1 or set(slots) - {'objects', 'place'}:
-            raise ValueError(f'template {template!r} needs {{objects}} once, may have {{place}} once, and nothing else '
+        if slots.count('objects') + slots.count('words') != 1 or slots.count('place') > 1 or set(slots) - {'objects', 'words', 'place'}:
+            raise ValueError(f'template {template!r} needs {{objects}} or {{words}} once, may have {{place}} once, and nothing else '
                              f'in braces')
         if 'place' in slots and not places:
             raise ValueError(f'template {template!r} has {{place}}, but no places were given')
@@ -224,7 +224,7 @@ def prompts_from_classes(
     count: int, # how many prompts
     seed: int = 0, # same seed, same prompts
     objects: int | tuple[int, int] = (1, 3), # classes a prompt: a number, or fewest and most
-    templates: Sequence[str] = TEMPLATES, # sentences with {objects} and perhaps {place}
+    templates: Sequence[str] = TEMPLATES, # sentences with {objects}, or {words} for names without articles, and perhaps {place}
     words: str = 'kinds', # how a class is called: "class", "synonyms", "kinds" or "all"
     places: Sequence[str] = (), # phrases such as "on the grass"; none: no place
 ) -> list[Prompt]: # balanced over the classes

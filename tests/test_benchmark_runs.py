@@ -3,9 +3,11 @@ import json
 
 import numpy as np
 import pytest
+from peft import LoraConfig
 from PIL import Image
 
 from synseg_kit import runs, toyworld
+from synseg_kit.lora import save_adapter
 
 WRITERS = {'voc': toyworld.write_voc, 'imagenet_s': toyworld.write_imagenet_s, 'cityscapes': toyworld.write_cityscapes}
 PROTOCOLS = {'voc': 'voc', 'imagenet_s': 'imagenet-s', 'cityscapes': 'cityscapes'}
@@ -29,7 +31,11 @@ def done(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     WRITERS[request.param](folder / 'real', toyworld.held_out_seeds(3), split=SPLITS[request.param])
     WRITERS[request.param](folder / 'real', toyworld.held_out_seeds(2, offset=3), split='test')
-    changes = {'voc': {'objective': 'co_training'}, 'cityscapes': {'test_scales': (.5, 1.), 'test_flip': True, 'test_window': 64}}.get(request.param, {})
+    if request.param == 'cityscapes':
+        pipe = toyworld.load_toy_pipeline(name='toy-sd-towns')
+        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=['to_k'], init_lora_weights=False), 'adapted')
+        save_adapter(pipe, folder / 'adapter')
+    changes = {'voc': {'objective': 'co_training'}, 'cityscapes': {'model': 'toy-towns', 'adapter': str(folder / 'adapter'), 'test_scales': (.5, 1.), 'test_flip': True, 'test_window': 64}}.get(request.param, {})
     return request.param, folder / 'out', runs.run(request.param, folder / 'out', 'smoke', {**LEAST, 'data': str(folder / 'real'), 'server_split': 'test', **changes}, progress=False)
 
 

@@ -239,12 +239,19 @@ def test_places_may_mention_classes():
         'from 1 to 12'), (dict(objects=(1, 13)), 'from 1 to 12'),
     (dict(words='kind'), "words must be one of 'class', 'synonyms', 'kinds', 'all'; got 'kind'"),
     (dict(templates=()), 'no templates'), (dict(templates='a {objects}'),
-                                           'got one string'), (dict(templates=('a photo',)), 'needs {objects} once'),
-    (dict(templates=('{objects} and {objects}',)), 'needs {objects} once'), (dict(templates=('{objects} {where}',)),
+                                           'got one string'), (dict(templates=('a photo',)), 'needs {objects} or {words} once'),
+    (dict(templates=('{objects} and {objects}',)), 'needs {objects} or {words} once'), (dict(templates=('{objects} {where}',)),
         'nothing else in braces'),
     (dict(templates=('{objects} {place}',)), 'no places were given'), (dict(places='on sand'), 'got one string')])
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message): prompts_from_classes(TOYS, **{'count': 3, **settings})
+
+
+def test_a_template_with_words_has_no_articles():
+    (prompt,) = prompts_from_classes(toy_streets(), 1, objects=3, templates=('a photo of {words}, in rain',), words='class')
+    names = [toy_streets().labels[i] for i in prompt.class_ids]
+    first, second, third = sorted(names, key=prompt.text.index)
+    assert prompt.text == f'a photo of {first}, {second} and {third}, in rain'
 
 
 # ---------- tokens
