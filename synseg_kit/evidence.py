@@ -132,7 +132,7 @@ def gains(
     names: Sequence[Sequence[str]], # classes of each image
     bar: tqdm, # is moved on by one for each noise level and draw
     number: int = 0, # of this view of the images; draws other noise
-) -> list[Float[Tensor, "class rows columns"]]: # for each image, the mean evidence of its classes
+) -> list[Float[Tensor, "_class rows columns"]]: # for each image, the mean evidence of its classes
     "Ask for one view of images."
     settings, rng = asked.settings, np.random.default_rng([asked.settings.seed, number])
     total = [torch.zeros(len(one), *looks[0].shape[-2:], device=looks[0].device) for one in names]
@@ -152,7 +152,7 @@ def evidence(
     class_set: ClassSet,
     settings: EvidenceSettings = EvidenceSettings(),
     progress: bool = True, # show a progress bar
-) -> list[Float[Tensor, "class rows columns"]]: # for each image, evidence for its classes in the order of `names`, at the size of the latents, or twice that with windows
+) -> list[Float[Tensor, "_class rows columns"]]: # for each image, evidence for its classes in the order of `names`, at the size of the latents, or twice that with windows
     "Ask a generator which of the named classes explains each place of an image."
     pixels, names = as_pixels(images), [list(one) for one in names]
     if len(pixels) != len(names): raise ValueError(f'{len(pixels)} images and names for {len(names)}; each image needs its own')
@@ -197,7 +197,7 @@ def weigh(draft: Draft) -> Draft:
 EVIDENCE = Recipe('evidence', (smooth, weigh, pamr, step(crf, temperature=.5, gaussian_sigma=.016, bilateral_sigma=.3, num_colours=128), choose, rank))
 
 def drafts(
-    found: Sequence[Float[Tensor, "class rows columns"]],
+    found: Sequence[Float[Tensor, "_class rows columns"]],
     images,
     names: Sequence[Sequence[str]],
     class_set: ClassSet,
@@ -212,7 +212,7 @@ def drafts(
 
 @torch.no_grad()
 def evidence_masks(
-    found: Sequence[Float[Tensor, "class rows columns"]], # as `evidence` gives it
+    found: Sequence[Float[Tensor, "_class rows columns"]], # as `evidence` gives it
     images, # the images, as there
     names: Sequence[Sequence[str]], # as there
     class_set: ClassSet, # without a background
@@ -227,7 +227,7 @@ def evidence_masks(
 
 @torch.no_grad()
 def evidence_chances(
-    found: Sequence[Float[Tensor, "class rows columns"]], # as `evidence` gives it
+    found: Sequence[Float[Tensor, "_class rows columns"]], # as `evidence` gives it
     images, # the images, as there
     names: Sequence[Sequence[str]], # as there
     class_set: ClassSet, # without a background

@@ -3,10 +3,17 @@ import numpy as np
 import pytest
 import torch
 
-from synseg_kit.agreement import COUNTED, agree, class_shares, match_shares
+from PIL import Image
+from synseg_kit.agreement import COUNTED, agree, agree_on_targets, ask_targets, class_shares, match_shares
 from synseg_kit.classes import ClassSet
+from synseg_kit.datasets import Augmentation
+from synseg_kit.evidence import EvidenceSettings
+from synseg_kit.targets import read_targets
+from synseg_kit.training import Segmenter, SegmenterSettings, build_segmenter
+from tiny import tiny_pipeline
 
 PETS = ClassSet('pets', ('cat', 'dog', 'grass'), None)
+QUICK = EvidenceSettings(timesteps=(500,), draws=1, templates=('{words}',), windows=0, precision='fp32')
 
 
 def chances(count=4, side=32, seed=0, classes=3):
@@ -81,3 +88,55 @@ def test_bad_input_is_told_what_is_needed():
     with pytest.raises(ValueError, match='at least one image'): class_shares([])
     with pytest.raises(ValueError, match='image 1: the generator holds no class'): agree(chances(2), [chances()[0], torch.zeros(3, 32, 32)], images[:2], PETS)
     with pytest.raises(ValueError, match='at least one image'): match_shares([], torch.ones(3) / 3)
+
+
+@pytest.fixture
+def targets(tmp_path):
+    "Five images of noise; a caption names two classes."
+    rng = np.random.default_rng(0)
+    for number in range(5): Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / f'{number}.png')
+    return read_targets(tmp_path, PETS, (64, 64), scene=('cat', 'grass'), templates=('{words}',), copies=2)
+
+
+@pytest.fixture(scope='module')
+def segmenter():
+    settings = SegmenterSettings(encoder='tu-resnet10t', encoder_depth=3, decoder_channels=(32, 16, 16), augmentation=Augmentation(crop=32))
+    return Segmenter(build_segmenter(settings, 3), PETS, settings)
+
+
+def ask(pipe, targets, folder, settings=QUICK): return ask_targets(pipe, targets, PETS, folder, settings, at_once=2, progress=False)
+
+
+def test_a_generator_is_asked_once_about_each_image(targets, tmp_path, monkeypatch):
+    pipe = tiny_pipeline()
+    found = ask(pipe, targets, tmp_path / 'evidence')
+    assert [one.shape for one in found] == [(2, 16, 16)] * 5 and len([*(tmp_path / 'evidence').iterdir()]) == 3
+    (tmp_path / 'evidence/000002.safetensors').unlink()
+    monkeypatch.setattr('synseg_kit.agreement.evidence', lambda pipe, pictures, *rest: [torch.ones(2, 16, 16) for _ in pictures])
+    again = ask(pipe, targets, tmp_path / 'evidence')
+    assert all(torch.equal(a, b) for a, b in zip((*found[:2], found[4]), (*again[:2], again[4]), strict=True)) and all((one == 1).all() for one in again[2:4])
+
+
+def test_answers_to_another_question_are_refused(targets, tmp_path):
+    ask(tiny_pipeline(), targets, tmp_path / 'evidence')
+    with pytest.raises(ValueError, match='settings.seed is 0 there, 1 here'): ask(tiny_pipeline(), targets, tmp_path / 'evidence', EvidenceSettings((500,), 1, templates=('{words}',), windows=0, precision='fp32', seed=1))
+    with pytest.raises(ValueError, match='names is'): ask(tiny_pipeline(), read_targets(tmp_path, PETS, (64, 64), scene=('dog', 'grass'), templates=('{words}',)), tmp_path / 'evidence')
+
+
+def test_labels_become_a_dataset_and_go_on_where_they_were(targets, segmenter, tmp_path):
+    found = ask(tiny_pipeline(), targets, tmp_path / 'evidence')
+    label = lambda **changes: agree_on_targets(segmenter, found, targets, PETS, tmp_path / 'labels', crf=None, progress=False, **{'at_once': 2, **changes})
+    labelled = label()
+    assert len(labelled) == 5 and {*np.unique([example.labels for example in labelled])} <= {0, 2}
+    assert all(example.reliability.max() > 0 for example in labelled)
+    files = [file for file in sorted((tmp_path / 'labels').rglob('*')) if file.is_file()]
+    first = {file: file.read_bytes() for file in files}
+    for file in (tmp_path / 'labels/ImageSets/Segmentation/train.txt', tmp_path / 'labels/JPEGImages/000003.jpg', tmp_path / 'labels/SegmentationClass/000003.png'): file.unlink()
+    label()
+    assert {file: file.read_bytes() for file in files} == first
+    with pytest.raises(ValueError, match='at_once is 2 there, 3 here'): label(at_once=3)
+
+
+def test_evidence_and_segmenter_must_fit_the_targets(targets, segmenter, tmp_path):
+    with pytest.raises(ValueError, match='evidence for 3 images, and there are 5'): agree_on_targets(segmenter, [torch.zeros(2, 16, 16)] * 3, targets, PETS, tmp_path / 'labels')
+    with pytest.raises(ValueError, match='the segmenter knows cat, dog, grass'): agree_on_targets(segmenter, [torch.zeros(2, 16, 16)] * 5, targets, ClassSet('others', ('horse', 'grass', 'dog'), None), tmp_path / 'labels')
