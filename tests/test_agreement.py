@@ -1,14 +1,18 @@
-"What a generator and a segmenter say together."
+"""What a generator and a segmenter say together, of one image or of a folder of them."""
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from PIL import Image
+from synseg_kit import runs
 from synseg_kit.agreement import COUNTED, agree, agree_on_targets, ask_targets, class_shares, match_shares
-from synseg_kit.classes import ClassSet
-from synseg_kit.datasets import Augmentation
+from synseg_kit.classes import ClassSet, toy_streets
+from synseg_kit.datasets import Augmentation, VOCFolder
 from synseg_kit.evidence import EvidenceSettings
 from synseg_kit.targets import read_targets
+from synseg_kit.toyworld import held_out_seeds, render
 from synseg_kit.training import Segmenter, SegmenterSettings, build_segmenter
 from tiny import tiny_pipeline
 
@@ -140,3 +144,19 @@ def test_labels_become_a_dataset_and_go_on_where_they_were(targets, segmenter, t
 def test_evidence_and_segmenter_must_fit_the_targets(targets, segmenter, tmp_path):
     with pytest.raises(ValueError, match='evidence for 3 images, and there are 5'): agree_on_targets(segmenter, [torch.zeros(2, 16, 16)] * 3, targets, PETS, tmp_path / 'labels')
     with pytest.raises(ValueError, match='the segmenter knows cat, dog, grass'): agree_on_targets(segmenter, [torch.zeros(2, 16, 16)] * 5, targets, ClassSet('others', ('horse', 'grass', 'dog'), None), tmp_path / 'labels')
+
+
+def test_a_run_labels_a_folder_of_images(tmp_path):
+    "Without a score, as nobody knows the truth of a user's own images."
+    streets, said = toy_streets(), []
+    for number in held_out_seeds(3, 7_000):
+        scene = render(number, 'streets')
+        Image.fromarray(scene.image).save(tmp_path / f'{number}.png')
+        said.append({'file_name': f'{number}.png', 'classes': ['road', 'sky', 'building']})
+    (tmp_path / 'said.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in said))
+    least = {'folder': str(tmp_path), 'captions': str(tmp_path / 'said.jsonl'), 'images': 2, 'block_size': 2, 'inference_steps': 2, 'train_steps': 1, 'batch_size': 2}
+    result = runs.run('domain', tmp_path / 'out', 'smoke', least, progress=False)
+    assert result['metrics']['n_images'] == 3 and result['metrics']['painted'] == 2 and 'miou' not in result['metrics']
+    labelled = VOCFolder(tmp_path / 'out/labels-1', class_set=streets)
+    assert len(labelled) == 3 and {streets.labels[i] for example in labelled for i in np.unique(example.labels)} <= {'road', 'sky', 'building'}
+    assert (tmp_path / 'out/segmenter-1/segmenter.json').is_file() and 'Labels' in (tmp_path / 'out/report.html').read_text()
