@@ -8,6 +8,7 @@ __all__ = ['COUNTED', 'AT_ONCE', 'BORDERS', 'ASK', 'ONCE', 'class_shares', 'matc
 
 # %% ../nbs/11e_agreement.ipynb #30d1b28c
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ def class_shares(
     chances: Sequence[Float[Tensor, "class h w"]], # one for each image
 ) -> Float[Tensor, "class"]: # sums to 1
     "Count how much of a set of images each class has, by the most probable class of each pixel."
-    if not chances: raise ValueError('no probabilities; needed is at least one image')
+    if not len(chances): raise ValueError('no probabilities; needed is at least one image')
     best = torch.cat([_spread(one).argmax(0) for one in chances])
     return best.bincount(minlength=len(chances[0])) / len(best)
 
@@ -51,7 +52,7 @@ def match_shares(
     rounds: int = 30, # of weighing; more is nearer
 ) -> list[Float[Tensor, "class h w"]]: # sum 1 over classes
     "Weigh classes, each by one number for all images, until they have the shares that they should have."
-    if not chances: raise ValueError('no probabilities; needed is at least one image')
+    if not len(chances): raise ValueError('no probabilities; needed is at least one image')
     if {len(one) for one in chances} != {len(shares)}: raise ValueError(f'probabilities of {sorted({len(one) for one in chances})} classes and shares of {len(shares)}; needed is one share for each class')
     pixels, weights, known = torch.cat([_spread(one) for one in chances], 1), torch.ones_like(shares), shares > 0
     for _ in range(rounds):
@@ -97,8 +98,10 @@ def agree(
 
 # %% ../nbs/11e_agreement.ipynb #d6a45422
 def _parts(targets, at_once):
-    "Go through images some at a time: the first one's number, and their views."
-    for start in range(0, len(targets.whole), at_once): yield start, targets.whole[start:start + at_once]
+    "Go through images in parts that are about equally large: the first one's number, and their views."
+    whole = targets.whole
+    size = math.ceil(len(whole) / math.ceil(len(whole) / at_once))
+    for start in range(0, len(whole), size): yield start, whole[start:start + size]
 
 def _said(views: Sequence[View], class_set): return [[class_set.labels[i] for i in view.prompt.class_ids] for view in views]
 
@@ -113,7 +116,7 @@ def ask_targets(
     class_set: ClassSet,
     folder: str | Path, # where answers are kept
     settings: EvidenceSettings = ASK,
-    at_once: int = 64, # images that are asked about together
+    at_once: int = 64, # images that are asked about together, at most
     progress: bool = True, # show a progress bar
 ) -> list[Float[Tensor, "_class rows columns"]]: # for each image, on the CPU, as `evidence` gives it
     "Ask a generator what target images hold, each within the classes that its caption names; answers that the folder has are read."
@@ -140,7 +143,7 @@ def agree_on_targets(
     folder: str | Path, # new, or half done
     inference: Inference = ONCE, # how the segmenter looks at an image
     crf: CRFSettings | None = BORDERS, # draws borders; None: none are drawn
-    at_once: int = 64, # images that are labelled together, and whose shares are counted
+    at_once: int = 64, # images that are labelled together, at most, and whose shares are counted
     progress: bool = True, # show a progress bar
 ) -> VOCFolder: # its list is `train`
     "Label target images by what a segmenter and a generator say together; images that are labelled are left alone."
