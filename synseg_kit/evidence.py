@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVIDENCE', 'EvidenceSettings', 'sentences', 'windows_of', 'stretched', 'Asked', 'gains', 'evidence', 'smooth',
-           'weigh', 'drafts', 'evidence_masks', 'evidence_chances', 'label_targets', 'in_place']
+           'weigh', 'drafts', 'evidence_masks', 'evidence_chances', 'names_in', 'label_targets', 'in_place']
 
 # %% ../nbs/11d_evidence.ipynb #ccf0800c
 from collections.abc import Iterator, Sequence
@@ -243,6 +243,13 @@ def evidence_chances(
     return out
 
 # %% ../nbs/11d_evidence.ipynb #e5d0c1a8
+def names_in(
+    views: Sequence[View], # whose captions name classes
+    class_set: ClassSet,
+) -> list[list[str]]: # one list for each view
+    "List the classes that captions name."
+    return [[class_set.labels[i] for i in view.prompt.class_ids] for view in views]
+
 def label_targets(
     pipe: DiffusionPipeline, # with a U-Net, not adapted yet
     targets: Targets, # whose captions name classes
@@ -255,7 +262,7 @@ def label_targets(
     labels, whole = {}, targets.whole
     for start in range(0, len(whole), at_once):
         views = whole[start:start + at_once]
-        pictures, names = [view.picture(targets.size) for view in views], [[class_set.labels[i] for i in view.prompt.class_ids] for view in views]
+        pictures, names = [view.picture(targets.size) for view in views], names_in(views, class_set)
         masks = evidence_masks(evidence(pipe, pictures, names, class_set, settings, progress), pictures, names, class_set)
         labels |= {view.file: in_place(view, mask.labels[2::4, 2::4], class_set.void) for view, mask in zip(views, masks)}
     return labels
