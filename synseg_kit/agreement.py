@@ -6,6 +6,7 @@
 __all__ = ['COUNTED', 'AT_ONCE', 'BORDERS', 'ASK', 'class_shares', 'match_shares', 'agree', 'ask_targets', 'agree_on_targets']
 
 # %% ../nbs/11e_agreement.ipynb #30d1b28c
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .attention import as_pixels
 from .classes import ClassSet
-from .datasets import VOCFolder, encode_masks, encode_picture, sample_name
+from .datasets import SAMPLE_FILES, Sample, VOCFolder, encode_sample, sample_name
 from .evidence import EvidenceSettings, evidence, evidence_chances, names_in
 from .files import differences, write_file, write_text
 from .inference import Inference, probabilities
@@ -103,6 +104,8 @@ def _parts(targets, at_once):
     size = math.ceil(len(whole) / math.ceil(len(whole) / at_once))
     for start in range(0, len(whole), size): yield start, whole[start:start + size]
 
+def _digest(found): return hashlib.blake2b(b''.join(one.contiguous().numpy().tobytes() for one in found), digest_size=16).hexdigest()
+
 def _refuse_other(where, there, here):
     if changed := differences(there, here): raise ValueError(f'{where} was made otherwise: {"; ".join(changed[:5])}. Go on as it was begun, or choose another folder')
 
@@ -146,17 +149,17 @@ def agree_on_targets(
     folder, whole = Path(folder), targets.whole
     if len(found) != len(whole): raise ValueError(f'evidence for {len(found)} images, and there are {len(whole)}; ask about these targets')
     if segmenter.class_set.labels != class_set.labels: raise ValueError(f'the segmenter knows {", ".join(map(str, segmenter.class_set.labels))}; needed is one of {", ".join(map(str, class_set.labels))}')
-    about = json.loads(json.dumps({'segmenter': segmenter.fingerprint, 'inference': asdict(replace(inference, batch_size=1)), 'crf': crf and asdict(crf), 'at_once': at_once, 'size': targets.size, 'files': [view.file.name for view in whole]}))
+    about = json.loads(json.dumps({'segmenter': segmenter.fingerprint, 'evidence': _digest(found), 'inference': asdict(replace(inference, batch_size=1)), 'crf': crf and asdict(crf), 'at_once': at_once, 'size': targets.size, 'files': [view.file.name for view in whole]}))
     if (folder / 'about.json').is_file(): _refuse_other(folder, json.loads((folder / 'about.json').read_text(encoding='utf-8')), about)
     else: write_text(folder / 'about.json', json.dumps(about, indent=1))
     names = [sample_name(i, len(whole)) for i in range(len(whole))]
     for start, views in tqdm([*_parts(targets, at_once)], desc='labels', unit='part', disable=not progress):
         part = slice(start, start + len(views))
-        if all((folder / f'JPEGImages/{name}.jpg').is_file() for name in names[part]): continue  # the last file of each
+        if all((folder / file.format(name)).is_file() for name in names[part] for file in SAMPLE_FILES.values()): continue
         pictures = [view.picture(targets.size) for view in views]
         told = evidence_chances(found[part], pictures, names_in(views, class_set), class_set)
-        for name, picture, mask in zip(names[part], pictures, agree(probabilities(segmenter, pictures, inference), told, pictures, class_set, crf), strict=True):
-            files = encode_masks(name, mask, class_set) | {f'JPEGImages/{name}.jpg': encode_picture(picture, 'JPEG', quality=95, subsampling='4:4:4')}
+        for name, view, picture, mask in zip(names[part], views, pictures, agree(probabilities(segmenter, pictures, inference), told, pictures, class_set, crf), strict=True):
+            files = encode_sample(name, Sample(picture, mask, view.prompt, seed=0), class_set)  # no noise began it
             for path, content in files.items(): write_file(folder / path, lambda aside, content=content: aside.write_bytes(content))
     write_text(folder / 'ImageSets/Segmentation/train.txt', ''.join(f'{name}\n' for name in names))
     return VOCFolder(folder, class_set=class_set)

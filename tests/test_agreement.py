@@ -139,6 +139,8 @@ def test_labels_become_a_dataset_and_go_on_where_they_were(targets, segmenter, t
     label()
     assert {file: file.read_bytes() for file in files} == first
     with pytest.raises(ValueError, match='at_once is 2 there, 3 here'): label(at_once=3)
+    found[0] = found[0] + 1
+    with pytest.raises(ValueError, match='evidence is'): label()
 
 
 def test_evidence_and_segmenter_must_fit_the_targets(targets, segmenter, tmp_path):
